@@ -19,7 +19,8 @@ from kwise.data.packing import build_row, plan, split
 from kwise.data.sources import FieldError, prompt_messages, response_text
 from kwise.data.unique import encode_distinct
 from kwise.model import backbone
-from kwise.model.attention import assert_exact, hidden_states, set_attention
+from kwise.model.attention import hidden_states, set_attention
+from kwise.model.attention.exact import assert_exact
 from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"

@@ -15,7 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from kwise.data.sources import read_rankings
 from kwise.data.unique import encode_distinct
 from kwise.model import backbone
-from kwise.model.attention import assert_exact, set_attention
+from kwise.model.attention import set_attention
+from kwise.model.attention.exact import assert_exact
 from kwise.model.features import cached_features
 from kwise.model.reward_model import RewardModel, Settings
 from kwise.objective import OBJECTIVES

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from kwise.data.encode import Encoder
 from kwise.data.packing import build_row, plan
 from kwise.model import backbone
-from kwise.model.attention import assert_exact, row_inputs, set_attention
+from kwise.model.attention import row_inputs, set_attention
+from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows, row_rewards
 from kwise.objective import OBJECTIVES
 from kwise.objective.metrics import evaluate
@@ -39,7 +40,7 @@ class KwiseConfig(TrainingArguments):
     tokens_per_row: int = field(default=4096, metadata={"help": "tokens in one forward pass"})
     max_length: int = field(default=2048, metadata={"help": "longest sequence: prompt and one response, in tokens"})
     truncation: str = field(default="left", metadata={"help": "rule for longer sequences, see kwise.data.encode"})
-    attention: str = field(default="auto", metadata={"help": "auto, reference or blockwise"})
+    attention: str = field(default="auto", metadata={"help": "auto, or a name of kwise.model.attention"})
     logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "kwise stops at a non-finite loss"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "a row uses every parameter"})

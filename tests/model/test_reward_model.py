@@ -105,7 +105,7 @@ def test_a_folder_without_kwise_json_uses_the_models_context(reward_model, tmp_p
 
 def test_a_loaded_model_scores_without_the_dense_mask(reward_model, tmp_path):
     reward_model.save_pretrained(tmp_path)
-    assert RewardModel.from_pretrained(tmp_path).model.config._attn_implementation == "kwise_blockwise"
+    assert RewardModel.from_pretrained(tmp_path).model.config._attn_implementation == "kwise_cascade"
 
 
 def test_settings_with_an_unknown_key_are_refused(reward_model, tmp_path):

@@ -33,6 +33,25 @@ FAMILIES = {
     "gpt_neox": {},
     "olmo2": {},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "phi3 with a window": {"sliding_window": 6},
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "gpt_oss": {
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 3,
+    },
 }
 
 
@@ -45,4 +64,6 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: 
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped product of mixtures of experts has no float64
     return model.eval()

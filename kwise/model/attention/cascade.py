@@ -1,0 +1,133 @@
+"""The rule in two passes merged by log-sum-exp, on the CPU: own block, and all responses of a ranking over its prefix.
+
+Attention over the keys [prefix, own] is a mean of attention over each, weighted by the mass that each has in the common
+softmax: with log-sum-exps l_p and l_o the prefix's share is sigmoid(l_p - l_o). Backward calls the flash kernel of each
+block with the *merged* output and log-sum-exp, which makes its softmax weights those of the whole (as in ring attention,
+arXiv 2310.01889), so nothing is computed twice, no keys are copied and no mask is made.
+
+The kernels are private operators of torch: ``fault`` compares them with plain attention before they are relied on.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kwise.model.attention import blockwise
+from kwise.model.attention.rule import Spans
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+At = tuple[slice, slice, slice]
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_spans: Spans | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As ``blockwise.attention``, which runs what the kernels cannot: plain calls, windows that cut, caps, sinks, dropout."""
+    too_long = sliding_window is not None and row_spans is not None and longest(row_spans) > sliding_window
+    if row_spans is None or too_long or dropout or softcap is not None or s_aux is not None:
+        options |= {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        return blockwise.attention(
+            module, query, key, value, attention_mask, scaling, dropout, row_spans=row_spans, **options
+        )
+    q, k, v = blockwise.by_key_head(query, key, value)
+    out = Cascade.apply(q, k, v, row_spans, scaling)  # type: ignore[no-untyped-call]
+    return out.flatten(1, 2).unsqueeze(0), None
+
+
+def longest(spans: Spans) -> int:
+    """Tokens of the longest sequence: a prefix and one of its responses."""
+    return max(end - start + max((b - a for a, b in own), default=0) for (start, end), *own in spans)
+
+
+class Cascade(torch.autograd.Function):
+    """q [H_kv, G, N, D], k and v [H_kv, 1, N, D] -> [N, H_kv, G, D], the layout that the output projection reads."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans, scale: float | None) -> Any:
+        """Every token's own block, then every response over its prefix, merged in place."""
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+        rows = q.new_empty(q.shape[2], *q.shape[:2], q.shape[3])
+        out = rows.permute(1, 2, 0, 3)
+        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        for own, prefix in _blocks(spans):
+            part, mass = _forward(q[own], k[prefix or own], v[prefix or own], 0.0, prefix is None, scale=scale)
+            if prefix is None:
+                out[own], lse[own] = part, mass
+            else:
+                out[own].lerp_(part, torch.sigmoid(mass - lse[own]).to(part.dtype).unsqueeze(-1))
+                lse[own] = torch.logaddexp(mass, lse[own])
+        ctx.save_for_backward(q, k, v, rows, lse)
+        ctx.spans, ctx.scale = spans, scale
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: torch.Tensor) -> Any:
+        """Each block's flash backward with the merged output and log-sum-exp."""
+        q, k, v, rows, lse = ctx.saved_tensors
+        out, grad = rows.permute(1, 2, 0, 3), grad_rows.permute(1, 2, 0, 3)
+        dq, dk, dv = torch.empty_like(q), q.new_empty(k.shape), q.new_empty(v.shape)
+        for own, prefix in _blocks(ctx.spans):
+            keys = prefix or own
+            parts = _backward(
+                grad[own], q[own], k[keys], v[keys], out[own], lse[own], 0.0, prefix is None, scale=ctx.scale
+            )
+            for total, part, at in zip((dq, dk, dv), parts, (own, keys, keys), strict=True):
+                if prefix is None:
+                    total[at] = part
+                else:
+                    total[at] += part
+        return dq, dk.sum(1, keepdim=True), dv.sum(1, keepdim=True), None, None
+
+
+def _blocks(spans: Spans) -> list[tuple[At, At | None]]:
+    """Which queries meet which keys: each prefix and response itself (None), then all responses of a ranking its prefix.
+
+    The blocks of the first kind come first for every token, so they assign and those of the second kind add.
+    """
+    every = slice(None)
+    found: list[tuple[At, At | None]] = []
+    for (start, end), *responses in spans:
+        prefix = (every, every, slice(start, end))
+        if end > start:
+            found.append((prefix, None))
+        found += [((every, every, slice(*own)), None) for own in responses]
+        if end > start and responses:
+            found.append(((every, every, slice(responses[0][0], responses[-1][1])), prefix))
+    return found
+
+
+@cache
+def fault() -> str | None:
+    """What is wrong with this torch's private kernels, or None: values and gradients against plain attention, once."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 19, 8, generator=generator).requires_grad_() for heads in (2, 1, 1))
+    spans = [[(0, 6), (6, 11), (11, 19)]]
+    found = wanted = torch.zeros(())
+    try:
+        with torch.enable_grad():
+            out = Cascade.apply(q, k, v, spans, None)  # type: ignore[no-untyped-call]
+            weight = torch.randn(out.shape, generator=generator)
+            found = torch.cat([x.flatten() for x in (out, *torch.autograd.grad((out * weight).sum(), (q, k, v)))])
+            seen = blockwise.causal(19, 19, None, q.device)
+            seen[11:, 6:11] = False
+            k_wide, v_wide = (x.expand(-1, 2, -1, -1) for x in (k, v))
+            plain = F.scaled_dot_product_attention(q, k_wide, v_wide, attn_mask=seen).permute(2, 0, 1, 3)
+            wanted = torch.cat([x.flatten() for x in (plain, *torch.autograd.grad((plain * weight).sum(), (q, k, v)))])
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as refusal:  # how a changed operator fails
+        return f"torch {torch.__version__} refuses its flash kernels: {refusal}"
+    error = (found - wanted).abs().max().item()
+    return None if error < 1e-4 else f"torch {torch.__version__}'s flash kernels are off by {error:.1e}"
