@@ -7,4 +7,5 @@
 ``encode``     takes Ranking              chat template, truncation, shared prefix     gives EncodedRanking
 ``unique``     takes Ranking              pools equal prompts and responses            gives EncodedRanking, each once
 ``packing``    takes EncodedRanking       first-fit decreasing under a budget          gives Row
+``tally``      takes EncodedRanking       counts rows and tokens beforehand            gives Tally
 """

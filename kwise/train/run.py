@@ -181,6 +181,7 @@ def _train_backbone(
     )
     for name, count in trainer.cut.items():
         _say_cut(count, f"{name} rankings' responses", recipe, folder)
+    folder.say(f"an epoch is {trainer.tally()}")
     checkpoints = Path(config.output_dir)
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.exists() else None
     if resume:

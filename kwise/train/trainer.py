@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from kwise.data.encode import Encoder
-from kwise.data.packing import build_row, plan
+from kwise.data.packing import deal, pack
+from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows, row_rewards
 from kwise.objective import OBJECTIVES
 from kwise.objective.metrics import evaluate
-from kwise.records import EncodedRanking, Ranking
+from kwise.records import EncodedRanking, Ranking, Row
 
 logger = logging.getLogger(__name__)
 
@@ -117,15 +119,20 @@ class KwiseTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this process's share of the step's rankings."""
-        items = self.train_dataset
-        sampler = StepSampler(
-            [item.num_tokens for item in items],
+        return StepLoader(self.train_dataset, batch_sampler=self._sampler(), collate_fn=self.data_collator)
+
+    def _sampler(self) -> "StepSampler":
+        return StepSampler(
+            [item.num_tokens for item in self.train_dataset],
             self.args.rankings_per_step,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
-        return StepLoader(items, batch_sampler=sampler, collate_fn=self.data_collator)
+
+    def tally(self) -> Tally:
+        """Rows and tokens of the first epoch, over all processes."""
+        return tally(self.train_dataset, self._sampler().steps(), self.args.tokens_per_row)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -141,20 +148,25 @@ class KwiseTrainer(Trainer):
 
         The loss is summed over rankings and divided once by the step's global count. Engines average gradients over
         processes, so each process's sum is multiplied by their number.
+
+        A ranking over ``tokens_per_row`` is run in several rows, whose activations are not kept: the backward pass runs each of
+        them again, alone. Its loss and gradients are those of one row, its memory that of the budget, its time a third more.
         """
         model.train()
-        scale = self.accelerator.num_processes / num_items_in_batch
-        # a process with nothing to do still takes part in the gradient exchange, with weight 0
-        items, weight = (inputs, scale) if inputs else (self.train_dataset[:1], 0.0)
-        rows = plan([item.num_tokens for item in items], self.args.tokens_per_row)
+        weight = self.accelerator.num_processes / num_items_in_batch
+        work = [(unit, inputs, weight) for unit in pack(inputs, self.args.tokens_per_row)]
+        if not work or (len(work[-1][0].rows) > 1 and self.accelerator.num_processes > 1):
+            # gradients are exchanged in the backward pass of the last row, which must not be one that is run again, and
+            # which a process with nothing to do has too: the shortest response of all, with weight 0
+            shortest = min(self.train_dataset, key=lambda item: item.num_tokens)
+            work.append((pack([shortest], shortest.num_tokens)[0], [shortest], 0.0))
         total = torch.zeros((), device=self.args.device)
-        for number, members in enumerate(rows, 1):
-            last = number == len(rows)
+        for number, (unit, items, weight) in enumerate(work, 1):
+            last = number == len(work)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                row = build_row(items, members)
                 with self.compute_loss_context_manager():
-                    rewards = model(**row_inputs(row, self.decoder), reward_at=row.reward_at)
-                loss = self._row_loss(rewards, [items[member] for member in members]) * weight
+                    rewards = self._rewards(model, unit.rows)
+                loss = self._row_loss(rewards, [items[member] for member in unit.members]) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
@@ -162,6 +174,15 @@ class KwiseTrainer(Trainer):
                 f"the loss of step {self.state.global_step + 1} is {total.item()}; nothing was updated. Lower the learning rate"
             )
         return total
+
+    def _rewards(self, model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+        def run(row: Row) -> torch.Tensor:
+            rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=row.reward_at)
+            return rewards
+
+        if len(rows) == 1:
+            return run(rows[0])
+        return torch.cat([checkpoint(run, row, use_reentrant=False) for row in rows])
 
     def _row_loss(self, rewards: torch.Tensor, items: list[EncodedRanking]) -> torch.Tensor:
         ranks = torch.tensor(
@@ -236,10 +257,7 @@ def read_rows(model: PreTrainedModel) -> None:
 
 
 class StepSampler(Sampler[list[int]]):
-    """The rankings of every step, shuffled by seed and epoch; which of them a process gets changes nothing else.
-
-    Each step's rankings are dealt to the processes longest first, each to the one with the fewest tokens so far.
-    """
+    """The rankings of every step, shuffled by seed and epoch; which of them a process gets (``deal``) changes nothing else."""
 
     def __init__(
         self, lengths: Sequence[int], per_step: int, seed: int, process: int = 0, num_processes: int = 1
@@ -255,16 +273,15 @@ class StepSampler(Sampler[list[int]]):
         return math.ceil(len(self.lengths) / self.per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return (shares[self.process] for shares in self.steps())
+
+    def steps(self) -> Iterator[list[list[int]]]:
+        """For every step the rankings of each process."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         for start in range(0, len(order), self.per_step):
-            shares: list[list[int]] = [[] for _ in range(self.num_processes)]
-            tokens = [0] * self.num_processes
-            for i in sorted(order[start : start + self.per_step], key=lambda i: (-self.lengths[i], i)):
-                least = tokens.index(min(tokens))
-                shares[least].append(i)
-                tokens[least] += self.lengths[i]
-            yield shares[self.process]
+            step = sorted(order[start : start + self.per_step])
+            yield [[step[i] for i in own] for own in deal([self.lengths[i] for i in step], self.num_processes)]
 
 
 class StepLoader(DataLoader[Any]):

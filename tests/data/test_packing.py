@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from kwise.data.packing import build_row, plan, split
+from kwise.data.packing import build_row, deal, pack, plan, split
 from kwise.records import EncodedRanking, Row
 
 
@@ -122,3 +122,51 @@ def test_what_fits_is_one_piece_and_one_token_less_is_two() -> None:
     assert split(item, 6) == [item]
     assert [piece.suffixes for piece in split(item, 5)] == [[[3, 4], [5]], [[6]]]
     assert [piece.suffixes for piece in split(item, 1)] == [[[3, 4]], [[5]], [[6]]]
+
+
+# --- deal -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_ranking_is_dealt_once_and_the_longest_share_exceeds_the_mean_by_less_than_its_last(seed: int) -> None:
+    rng = random.Random(seed)
+    shares = rng.randint(1, 5)
+    lengths = [rng.randint(1, 100) for _ in range(rng.randint(1, 40))]
+    dealt = deal(lengths, shares)
+    assert sorted(i for share in dealt for i in share) == list(range(len(lengths)))
+    assert deal(lengths, shares) == dealt
+    longest = max(sum(lengths[i] for i in share) for share in dealt)
+    last = min(lengths[i] for i in max(dealt, key=lambda share: sum(lengths[i] for i in share)))
+    # the share that ends last was the shortest when its last ranking came, so it exceeds the mean by less than that one
+    assert longest <= sum(lengths) / shares + last * (1 - 1 / shares) + 1e-9
+
+
+def test_six_rankings_dealt_by_hand() -> None:
+    """By hand: 9 | 8, then 5 to the 8, 4 to the 9, both at 13: 3 to the first, then 1 to the second."""
+    assert [sum([3, 9, 4, 5, 8, 1][i] for i in share) for share in deal([3, 9, 4, 5, 8, 1], 2)] == [16, 14]
+
+
+# --- pack -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_rows_keep_the_budget_unless_one_response_alone_exceeds_it(seed: int) -> None:
+    rng = random.Random(seed)
+    rankings = [made(rng) for _ in range(rng.randint(1, 12))]
+    budget = rng.randint(1, 40)
+    units = pack(rankings, budget)
+    assert sorted(m for unit in units for m in unit.members) == list(range(len(rankings)))
+    for unit in units:
+        assert len(unit.rows) == 1 or len(unit.members) == 1
+        for row in unit.rows:
+            single = len(row.reward_at) == 1
+            assert len(row.ids) <= budget or single
+    several = [len(unit.rows) > 1 for unit in units]
+    assert several == sorted(several, reverse=True), "rows that are run again come first"
+
+
+def test_a_ranking_over_the_budget_repeats_its_prefix_in_every_row() -> None:
+    ranking = EncodedRanking([1, 2], [[3, 4], [5], [6, 7, 8]], [1, 0, 2], [0, 0, 0], [1.0, 2.0, 3.0])
+    (unit,) = pack([ranking], 5)
+    assert [row.ids for row in unit.rows] == [[1, 2, 3, 4, 5], [1, 2, 6, 7, 8]]
+    assert [row.reward_at for row in unit.rows] == [[3, 4], [4]]

@@ -96,9 +96,10 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_row_budget_or_the_attent
         assert run == pytest.approx(runs[0], rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, num_processes):
-    """Also with fewer rankings in a step than processes: 7 rankings, 6 a step, so the last step has one."""
+@pytest.mark.parametrize(("num_processes", "budget"), [(2, 4096), (3, 4096), (2, 100)])
+def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, num_processes, budget):
+    """Also with fewer rankings in a step than processes: 7 rankings, 6 a step, so the last step has one. And with rankings that
+    are over the budget in one process and not in the other."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     single = make_trainer(tokenizer, tmp_path, make_rankings(7), make_rankings(5, seed=1), eval_strategy="epoch")
     single.train()
@@ -116,6 +117,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, nu
         "localhost:0",
         __file__,
         str(tmp_path),
+        str(budget),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -124,6 +126,54 @@ def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, nu
     assert result["norms"] == pytest.approx(logged(single, "grad_norm"), rel=1e-5)
     assert result["accuracy"] == logged(single, "eval_pair_accuracy")
     assert result["head"] == pytest.approx(single.decoder.score.weight[0].tolist(), abs=1e-6)
+
+
+def test_a_ranking_over_the_budget_never_runs_more_tokens_at_once_than_the_budget(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, tokens_per_row=150)
+    lengths, plain = [], trainer.decoder.model.forward
+
+    def noted(*inputs, **named):
+        lengths.append((named["input_ids"].shape[1], torch.is_grad_enabled()))
+        return plain(*inputs, **named)
+
+    trainer.decoder.model.forward = noted
+    trainer.train()
+    single = max(len(item.prefix) + max(map(len, item.suffixes)) for item in trainer.train_dataset)
+    assert max(item.num_tokens for item in trainer.train_dataset) > 150 > single
+    assert max(length for length, _ in lengths) <= 150
+    tally = trainer.tally()
+    assert sum(length for length, _ in lengths) == tally.run + tally.again
+    assert len(trainer.train_dataset) == tally.rankings
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_of_a_ranking_in_several_rows_are_those_of_its_own_loss(tokenizer, tmp_path, dropout):
+    """Also with dropout, which the second run of a row must draw as the first did: else the loss would not fall as it says."""
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_dropout=dropout, target_modules="all-linear")
+    rankings = [each for each in make_rankings(20) if len(each.responses) == 6][:1]
+    trainer = make_trainer(tokenizer, tmp_path, rankings, tokens_per_row=100, peft_config=lora)
+    trainer.model.double()
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters:
+        p.data.normal_(0, 0.1, generator=generator)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def loss(shift: float) -> float:
+        for p, d in zip(parameters, direction, strict=True):
+            p.data.add_(d, alpha=shift)
+        trainer.model.zero_grad()
+        torch.manual_seed(0)
+        found = trainer.training_step(trainer.model, list(trainer.train_dataset), 1).double().item()
+        for p, d in zip(parameters, direction, strict=True):
+            p.data.sub_(d, alpha=shift)
+        return found
+
+    slope = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    loss(0.0)
+    assert trainer.tally().again > 0
+    predicted = sum((p.grad * d).sum().item() for p, d in zip(parameters, direction, strict=True))
+    assert predicted == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 def test_training_learns_what_makes_an_answer_better(tokenizer, tmp_path):
@@ -220,14 +270,16 @@ def test_the_order_changes_with_the_epoch_and_comes_back_with_it():
     assert list(sampler) == first
 
 
-def main(folder: str) -> None:
+def main(folder: str, budget: str) -> None:
     """One process of a distributed run, started by the test above."""
     from pathlib import Path
 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
-    trainer = make_trainer(tokenizer, folder, make_rankings(7), make_rankings(5, seed=1), eval_strategy="epoch")
+    rankings, held_out = make_rankings(7), make_rankings(5, seed=1)
+    options = {"eval_strategy": "epoch", "tokens_per_row": int(budget)}
+    trainer = make_trainer(tokenizer, folder, rankings, held_out, **options)
     trainer.train()
     if trainer.accelerator.is_main_process:
         result = {
@@ -243,4 +295,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
