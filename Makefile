@@ -29,8 +29,9 @@ lint: $(VENV)/.installed ## format check, lint, types
 
 check: lint test ## what a change must pass
 
-bench: $(VENV)/.installed ## cost of shared-prefix rows against padded batches on this machine
-	$(BIN)/python benchmarks/rows.py
+bench: $(VENV)/.installed $(VENV)/.smollm2 ## cost of training and scoring against padded batches, TRL and pipelines
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/scoring.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -94,14 +94,21 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the unfinished run in the output folder")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what it will take (tokens, rows, memory, time) and stop")
+    ] = False,
 ) -> None:
     """Train a reward model from rankings by a recipe."""
     with user_errors():
+        from kwise.train.forecast import forecast
         from kwise.train.recipe import load_recipe
         from kwise.train.run import train as run_recipe
 
         settings = load_recipe(recipe, overrides or [])
         quiet_libraries()
+        if dry_run:
+            console.print(str(forecast(settings, errors)), highlight=False, soft_wrap=True)
+            return
         result = run_recipe(settings, resume, errors)
         if result.before and result.after:
             console.print(metrics_table("held-out rankings", {"before": result.before, "after": result.after}))

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from kwise.data.sources import read_rankings
@@ -48,23 +48,16 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     if fits_head and processes.num_processes > 1:
         raise ValueError("the head fit runs in one process: start it without torchrun, or set fit_head_first = false")
     config = (
-        None if recipe.method == "head" else _trainer_config(recipe)
+        None if recipe.method == "head" else trainer_config(recipe)
     )  # its mistakes come out before any work is done
     folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
     folder.assert_free(recipe, resume)
-    rankings, held_out = (
-        [ranking for file in files for ranking in read_rankings(file, recipe.data.source)]
-        for files in (recipe.data.train, recipe.data.eval)
-    )
-    if all(len(set(ranking.ranks)) == 1 for ranking in rankings):
-        raise ValueError(
-            f"{', '.join(recipe.data.train)}: every ranking is tied throughout, so there is nothing to learn"
-        )
+    rankings, held_out = read_data(recipe)
     folder.open(recipe, rankings, held_out)
     for key in recipe.trainer if config is None else ():
         if key != "bf16":
             folder.say(f"WARNING: trainer.{key} has no effect with method 'head'")
-    model = _load(recipe, folder)
+    model = load_base(recipe, folder)
 
     # the new head is zero, so every reward is 0: nothing need be run to know that
     before = _evaluate(held_out, [[0.0] * len(ranking.ranks) for ranking in held_out], "before", folder)
@@ -78,7 +71,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     if fits_head:
         facts |= _fit_head(model, rankings, recipe, folder)
     if config is not None:
-        model.model = _train_backbone(model.model, model.tokenizer, rankings, held_out, recipe, config, folder, resume)
+        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, resume)
     after = None
     if folder.main:
         folder.save_unfinished(model)
@@ -92,7 +85,20 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     return Result(folder.path / "model", before, after)
 
 
-def _trainer_config(recipe: Recipe) -> KwiseConfig:
+def read_data(recipe: Recipe) -> tuple[list[Ranking], list[Ranking]]:
+    """The rankings to train on and those held out. Raises ``DataError``, and ``ValueError`` where nothing can be learned."""
+    rankings, held_out = (
+        [ranking for file in files for ranking in read_rankings(file, recipe.data.source)]
+        for files in (recipe.data.train, recipe.data.eval)
+    )
+    if all(len(set(ranking.ranks)) == 1 for ranking in rankings):
+        raise ValueError(
+            f"{', '.join(recipe.data.train)}: every ranking is tied throughout, so there is nothing to learn"
+        )
+    return rankings, held_out
+
+
+def trainer_config(recipe: Recipe) -> KwiseConfig:
     """Raises ``ValueError`` for values that the Trainer would refuse only after hours of other work."""
     if recipe.trainer.get("eval_strategy", "no") != "no" and not recipe.data.eval:
         raise ValueError("trainer.eval_strategy is set, but data.eval names no held-out rankings")
@@ -108,7 +114,7 @@ def _trainer_config(recipe: Recipe) -> KwiseConfig:
     )
 
 
-def _load(recipe: Recipe, folder: RunFolder) -> RewardModel:
+def load_base(recipe: Recipe, folder: RunFolder) -> RewardModel:
     """The base model with a zero head, its tokenizer and settings."""
     torch.manual_seed(recipe.seed)
     base = backbone.resolve(recipe.model.base)
@@ -157,17 +163,16 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
     return {"ridge": fit.ridge, "loss": fit.loss}
 
 
-def _train_backbone(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+def build_trainer(
+    model: RewardModel,
     rankings: list[Ranking],
     held_out: list[Ranking],
     recipe: Recipe,
     config: KwiseConfig,
     folder: RunFolder,
-    resume: bool,
-) -> PreTrainedModel:
-    """``lora`` or ``full``; adapters are merged into plain weights at the end."""
+    kind: type[KwiseTrainer] = KwiseTrainer,
+) -> KwiseTrainer:
+    """The trainer of methods ``lora`` and ``full``."""
     adapters = LoraConfig(
         task_type="SEQ_CLS",
         r=recipe.lora.r,
@@ -176,11 +181,24 @@ def _train_backbone(
         target_modules=recipe.lora.target_modules or "all-linear",
     )
     peft_config = adapters if recipe.method == "lora" else None
-    trainer = KwiseTrainer(
-        model, config, rankings, held_out, tokenizer, peft_config=peft_config, callbacks=[MetricsFile(folder)]
-    )
+    callbacks = [MetricsFile(folder)]
+    trainer = kind(model.model, config, rankings, held_out, model.tokenizer, peft_config, callbacks=callbacks)
     for name, count in trainer.cut.items():
         _say_cut(count, f"{name} rankings' responses", recipe, folder)
+    return trainer
+
+
+def _train_backbone(
+    model: RewardModel,
+    rankings: list[Ranking],
+    held_out: list[Ranking],
+    recipe: Recipe,
+    config: KwiseConfig,
+    folder: RunFolder,
+    resume: bool,
+) -> PreTrainedModel:
+    """Adapters are merged into plain weights at the end."""
+    trainer = build_trainer(model, rankings, held_out, recipe, config, folder)
     folder.say(f"an epoch is {trainer.tally()}")
     checkpoints = Path(config.output_dir)
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.exists() else None

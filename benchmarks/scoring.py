@@ -1,0 +1,130 @@
+"""What it costs to score text: kwise's RewardModel against transformers' text-classification pipeline.
+
+SmolLM2-135M-Instruct (--layers of its 30) with a random head, saved once and loaded by both, float32. Messages and responses
+go in, numbers come out: chat template and tokenizing count on both sides. Scores must agree to 1e-5, else there is no table.
+
+    best of 16    one prompt of 250 tokens, 16 responses of 174 to 324 tokens in shuffled order
+    mixed         32 unrelated conversations of 100 to 600 tokens in shuffled order
+
+What the chat template writes comes on top of these lengths. "By tokens" is the ratio that tokens run
+through the decoder (padding included) would give: it leaves out attention and all that is fixed.
+
+    make bench          or    python benchmarks/scoring.py --layers 30 --json scoring.json
+"""
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import measure
+import torch
+from transformers import PreTrainedTokenizerBase, pipeline
+
+from kwise import RewardModel
+from kwise.model.backbone import from_causal_lm, load_tokenizer
+from kwise.model.reward_model import Settings
+from kwise.model.smollm2 import smollm2
+from kwise.records import Message
+
+BATCHES = (1, 8, 32)
+Conversation = tuple[list[Message], str]  # a prompt and one response
+
+
+def save_model(folder: str, layers: int) -> None:
+    model = from_causal_lm(smollm2(), layers=layers)
+    torch.manual_seed(0)
+    # hidden states have about the norm of the final norm's weight: rewards are of the order of 1
+    torch.nn.init.normal_(model.score.weight, std=1 / model.model.norm.weight.norm().item())
+    RewardModel(model, load_tokenizer(smollm2()), Settings(max_length=2048)).save_pretrained(folder)
+
+
+def writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """A function that gives texts of so many tokens: random words, each of which is one token."""
+    source = random.Random(0)
+    words = [
+        word[1:]
+        for word in sorted(tokenizer.get_vocab())
+        if word[0] == "Ġ" and word[1:].isascii() and word[1:].isalpha()
+    ]
+    first = [
+        word for word in words if len(tokenizer(word).input_ids) == 1
+    ]  # a text's first word has no space before it
+    return lambda tokens: " ".join([source.choice(first), *source.choices(words, k=tokens - 1)])
+
+
+def best_of_16(write: Callable[[int], str]) -> list[Conversation]:
+    prompt = [Message(role="user", content=write(250))]
+    lengths = range(174, 325, 10)
+    return [(prompt, write(length)) for length in random.Random(1).sample(lengths, len(lengths))]
+
+
+def mixed(write: Callable[[int], str]) -> list[Conversation]:
+    lengths = [100 + round(500 * i / 31) for i in range(32)]
+    random.Random(2).shuffle(lengths)
+    return [([Message(role="user", content=write(length // 3))], write(length - length // 3)) for length in lengths]
+
+
+def kwise_together(rewards: RewardModel, given: list[Conversation]) -> list[float]:
+    """Responses to one and the same prompt."""
+    return rewards.score(given[0][0], [response for _, response in given])
+
+
+def kwise_apart(rewards: RewardModel, given: list[Conversation]) -> list[float]:
+    """Conversations that have nothing in common."""
+    encoded = (rewards.encoder.encode(messages, [response]) for messages, response in given)
+    return [reward for own in rewards.score_encoded(encoded) for reward in own]
+
+
+def transformers_pipeline(pipe: Any, batch: int, given: list[Conversation]) -> list[float]:
+    texts = [
+        pipe.tokenizer.apply_chat_template([*messages, Message(role="assistant", content=response)], tokenize=False)
+        for messages, response in given
+    ]
+    return [found["score"] for found in pipe(texts, batch_size=batch, function_to_apply="none")]
+
+
+def main() -> None:
+    given = measure.arguments(__doc__, layers=8, reps=5).parse_args()
+    measure.quiet(given.threads)
+    found: dict[str, Any] = {"header": measure.header(given), "cases": {}}
+    measure.print_header(found["header"])
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder, given.layers)
+        rewards = RewardModel.from_pretrained(folder, device="cpu")
+        pipe = pipeline("text-classification", model=folder, dtype=torch.float32, device="cpu")
+    write = writer(rewards.tokenizer)
+    counts = {"kwise": measure.count_tokens(rewards.model), "pipeline": measure.count_tokens(pipe.model)}
+    rows = []
+    for case, conversations, own in (
+        ("best of 16", best_of_16(write), kwise_together),
+        ("mixed", mixed(write), kwise_apart),
+    ):
+        steps = {"kwise": partial(own, rewards, conversations)}
+        steps |= {f"pipeline, batch {n}": partial(transformers_pipeline, pipe, n, conversations) for n in BATCHES}
+        scores, tokens = {}, {}
+        for name, step in steps.items():  # the warm-up
+            count = counts[name.split(",")[0]]
+            count.clear()
+            scores[name] = step()
+            tokens[name] = sum(count)
+        apart = max(abs(a - b) for each in scores.values() for a, b in zip(each, scores["kwise"], strict=True))
+        if apart > 1e-5:
+            raise AssertionError(f"{case}: scores differ by {apart:.1e}")
+        seconds = measure.interleaved(steps, given.reps)
+        found["cases"][case] = {"seconds": seconds, "tokens": tokens, "scores": scores}
+        for name in steps:
+            ratio = measure.ratios(seconds[name], seconds["kwise"])
+            by_tokens = tokens[name] / tokens["kwise"]
+            median = f"{statistics.median(seconds[name]):.2f}"
+            rows.append([case, name, median, measure.show(ratio), f"{by_tokens:.2f}", tokens[name], f"{apart:.0e}"])
+    print("CPU seconds (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n")
+    columns = ["case", "by", "CPU seconds", "ratio to kwise", "by tokens", "tokens", "largest difference of scores"]
+    measure.print_table(columns, rows)
+    measure.write_json(given.json, found)
+
+
+if __name__ == "__main__":
+    main()
