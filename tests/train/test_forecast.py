@@ -1,0 +1,86 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from kwise.cli import app
+from kwise.train import forecast as module
+from kwise.train.forecast import Forecast, Meter, forecast
+from kwise.train.recipe import load_recipe
+
+
+def test_a_meter_sees_memory_that_is_gone_when_it_ends():
+    meter = Meter(torch.device("cpu"))
+    before = meter.process.memory_info().rss
+    with meter:
+        block = np.ones(2**27, dtype=np.uint8)
+        time.sleep(0.05)
+        del block
+    assert meter.peak - before > 0.9 * 2**27
+    assert meter.seconds >= 0.05
+
+
+def test_the_memory_line_goes_through_points_of_a_line_and_of_a_parabola():
+    tokens = np.array([100, 500, 1000, 1500])
+    line = module._memory_line(tokens, 7e8 + 3e5 * tokens, dense=False)
+    assert line(4000) == pytest.approx(7e8 + 3e5 * 4000)
+    dense = module._memory_line(tokens, 7e8 + 3e5 * tokens + 40.0 * tokens**2, dense=True)
+    assert dense(4000) == pytest.approx(7e8 + 3e5 * 4000 + 40 * 4000**2)
+    assert module._largest(line, 7e8 + 3e5 * 4000 + 10) == 4000
+    assert module._largest(line, 1e6) == 0
+
+
+def test_of_the_rounds_the_fastest_time_and_the_highest_peak_count():
+    first = [(10, 9.0, 1), (20, 2.0, 2), (30, 3.0, 9), (40, 4.0, 4)]
+    again = [(10, 1.0, 5), (20, 2.5, 3), (30, 2.0, 8), (40, 5.0, 6)]
+    assert module._best(first + again) == [(10, 1.0, 5), (20, 2.0, 3), (30, 2.0, 9), (40, 4.0, 6)]
+
+
+@pytest.fixture
+def recipe_file(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"""
+method = "full"
+output = "{tmp_path / "run"}"
+data = {{ train = ["starter:train"], eval = ["starter:heldout"], max_length = 512 }}
+model = {{ base = "{tmp_path / "base"}" }}
+trainer = {{ tokens_per_row = 2048, rankings_per_step = 16, num_train_epochs = 2, use_cpu = true, eval_strategy = "epoch" }}
+"""
+    )
+    return path
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "head"])
+def test_a_dry_run_says_what_it_takes_and_leaves_nothing_behind(recipe_file, tmp_path, method):
+    before = sorted(tmp_path.iterdir())
+    found = forecast(load_recipe(recipe_file, [f"method={method}"] + (["trainer={}"] if method == "head" else [])))
+    assert sorted(tmp_path.iterdir()) == before
+    assert found.seconds > 0 and found.scoring_seconds > 0 and found.memory > 0
+    sizes = [tokens for tokens, _, _ in found.measured]
+    assert sizes == sorted(sizes) and sizes[-1] <= 0.75 * found.rows.longest_row
+    if method != "head":
+        assert found.rows.rankings == 127 and found.rows.longest_row <= 2048
+        assert found.steps == 2 * 8
+    assert "DOES NOT FIT" not in str(found)
+
+
+def test_what_does_not_fit_is_said():
+    facts = {"rows": module.Tally(), "steps": 1, "longest_that_fits": 5, "seconds": 1.0, "scoring_seconds": 1.0}
+    assert "DOES NOT FIT in 1.0 GiB" in str(Forecast(memory=2**31, available=2**30, measured=[], **facts))
+
+
+def test_the_command_prints_tokens_rows_memory_and_time(recipe_file):
+    result = CliRunner().invoke(app, ["train", str(recipe_file), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    for word in ("tokens in", "rows", "GiB", "of training"):
+        assert word in result.output
+    wrong = CliRunner().invoke(app, ["train", str(recipe_file), "--dry-run", "data.train=['nowhere.jsonl']"])
+    assert wrong.exit_code == 1
