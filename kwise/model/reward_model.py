@@ -24,7 +24,7 @@ from kwise.model.attention.exact import assert_exact
 from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"
-TOKENS_PER_ROW = 4096
+TOKENS_PER_ROW = 8192  # larger rows score faster, since a prompt of many responses is repeated less
 WINDOW = 16  # rankings looked at together when rows are planned while scoring a stream
 
 
