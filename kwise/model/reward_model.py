@@ -25,6 +25,9 @@ from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"
 TOKENS_PER_ROW = 8192  # larger rows score faster, since a prompt of many responses is repeated less
+TOGETHER_ON_CPU = (
+    512  # a CPU is busy with one conversation; beyond that, tensors that leave its cache only slow it down
+)
 WINDOW = 16  # rankings looked at together when rows are planned while scoring a stream
 
 
@@ -47,14 +50,16 @@ def map_rows(
 ) -> Iterator[torch.Tensor]:
     """For each ranking, in order, ``read(model, row)`` at its reward tokens: [K, ...] on the CPU.
 
-    Works on a window of rankings at a time, so a stream of any length takes constant memory.
+    Works on a window of rankings at a time, so a stream of any length takes constant memory. Rankings share a row up to
+    ``tokens_per_row`` on a GPU and up to ``TOGETHER_ON_CPU`` tokens on a CPU.
     """
+    together = min(tokens_per_row, TOGETHER_ON_CPU) if model.device.type == "cpu" else tokens_per_row
     stream = iter(rankings)
     while window := list(islice(stream, WINDOW)):
         pieces = [(i, piece) for i, ranking in enumerate(window) for piece in split(ranking, tokens_per_row)]
         parts: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
         encoded = [piece for _, piece in pieces]
-        for members in plan([piece.num_tokens for piece in encoded], tokens_per_row):
+        for members in plan([piece.num_tokens for piece in encoded], together):
             row = build_row(encoded, members)
             values = read(model, row).cpu()
             for member, value in zip(members, values.split(row.sizes), strict=True):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from scipy.optimize import nnls
 from torch.utils.data import DataLoader
 
+from kwise.data.packing import split
 from kwise.data.tally import Tally, seen_pairs, tally
 from kwise.data.unique import encode_distinct
 from kwise.model.attention import attention_of, hidden_states
@@ -33,13 +35,16 @@ from kwise.train.trainer import KwiseTrainer
 
 PARTS = (0.05, 0.25, 0.5, 0.75)  # of the longest row: what is measured; the first warms up and makes optimiser state
 ROUNDS = 2  # of the measurement; the fastest counts, since other work on the machine only adds
+ENOUGH = 1000  # rankings to look through for one that fits
+FAR = 16  # times the longest row: further than that no line is drawn
 BACKWARD = 2  # a backward pass takes about twice a forward pass
 
 
 @dataclass(frozen=True)
 class Forecast:
     """``memory`` and ``available`` in bytes (of the process on a CPU, of the card on CUDA), ``longest_that_fits`` the largest
-    ``tokens_per_row``, ``seconds`` of training and ``scoring_seconds`` of one pass over the held-out rankings, in one process.
+    ``tokens_per_row`` (looked for up to ``FAR`` times the longest row), ``seconds`` of training, ``scoring_seconds`` of one pass
+    over the held-out rankings, in one process.
 
     ``measured`` are the rows (tokens, seconds, bytes at the peak) that it rests on.
     """
@@ -55,12 +60,14 @@ class Forecast:
 
     def __str__(self) -> str:
         giga = 2**30
+        far = self.longest_that_fits >= FAR * self.rows.longest_row
+        more = f"rows {FAR} times as long" if far else f"rows of up to about {self.longest_that_fits} tokens"
         fits = "fits" if self.memory <= self.available else "DOES NOT FIT"
         return (
             f"{self.steps} steps; an epoch is {self.rows}\n"
             f"measured on rows of {', '.join(str(tokens) for tokens, _, _ in self.measured)} tokens:\n"
             f"memory {self.memory / giga:.2f} GiB at the longest row of {self.rows.longest_row} tokens: {fits} in "
-            f"{self.available / giga:.1f} GiB; rows of up to about {self.longest_that_fits} tokens would\n"
+            f"{self.available / giga:.1f} GiB; {more} would\n"
             f"time {_duration(self.seconds)} of training, {_duration(self.scoring_seconds)} whenever held-out rankings are scored"
         )
 
@@ -140,7 +147,11 @@ class Meter:
         """Bytes that this process may have in all."""
         if self.cuda:
             return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
-        return float(psutil.virtual_memory().available + self.process.memory_info().rss)
+        free = psutil.virtual_memory().available
+        limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+        if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":  # of a container
+            free = min(free, int(most) - int(used.read_text()))
+        return float(free + self.process.memory_info().rss)
 
 
 class Rehearsal(KwiseTrainer):
@@ -172,7 +183,10 @@ class Rehearsal(KwiseTrainer):
 def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Recipe) -> Forecast:
     found, args = trainer.tally(), trainer.args
     items = trainer.train_dataset
-    trainer.steps = [_fill(items, part * found.longest_row, args.tokens_per_row) for part in PARTS * ROUNDS]
+    rows = [_fill(items, part * found.longest_row) for part in PARTS * ROUNDS]
+    trainer.train_dataset = [item for row in rows for item in row]
+    ends = np.cumsum([0] + [len(row) for row in rows])
+    trainer.steps = [list(range(a, b)) for a, b in pairwise(ends)]
     trainer.measured, trainer.between = [], []
     steps_per_epoch = -(-len(items) // args.rankings_per_step)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * steps_per_epoch))
@@ -181,7 +195,7 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
 
     measured = _best(trainer.measured)
     tokens, seconds, peaks = map(np.array, zip(*measured, strict=True))
-    seen = [sum(seen_pairs(items[i]) for i in own) for own in trainer.steps[: len(PARTS)]]
+    seen = [sum(map(seen_pairs, row)) for row in rows[: len(PARTS)]]
     dense = attention_of(trainer.decoder) == "reference"
     memory = _memory_line(tokens, peaks, dense)
     work = np.array([tokens, tokens.astype(float) ** 2 if dense else seen], dtype=float).T
@@ -191,14 +205,14 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
     epoch = per_token * (found.run + again * found.again) + per_pair * pairs + found.waited * per_token
     meter = Meter(args.device)
     with torch.no_grad(), meter:
-        list(map_rows(trainer.decoder, [items[i] for i in trainer.steps[-1]], hidden_states))
+        list(map_rows(trainer.decoder, rows[-1], hidden_states))
     forward = meter.seconds / sum(items[i].num_tokens for i in trainer.steps[-1])
     return Forecast(
         found,
         steps,
         memory(found.longest_row),
         meter.available(),
-        _largest(memory, meter.available()),
+        _largest(memory, meter.available(), FAR * found.longest_row),
         steps * (epoch / steps_per_epoch + float(np.median(trainer.between))),
         forward * sum(item.num_tokens for item in scored),
         measured,
@@ -209,12 +223,13 @@ def _of_head(
     model: RewardModel, pool: Sequence[EncodedRanking], scored: Sequence[EncodedRanking], rewards: int, recipe: Recipe
 ) -> Forecast:
     """Features of the frozen backbone; the fit on them is not measured: it takes seconds to minutes."""
-    found = tally(pool, [[list(range(len(pool)))]], TOKENS_PER_ROW)
+    found = tally(pool, ([[i]] for i in range(len(pool))), TOKENS_PER_ROW)
+    largest = max(pool, key=lambda item: item.num_tokens)
     taken = []
     meter = Meter(model.model.device)
     bf16 = bool(recipe.trainer.get("bf16"))
     for part in PARTS * ROUNDS:
-        own = [pool[i] for i in _fill(pool, part * found.longest_row, TOKENS_PER_ROW)]
+        own = _fill([largest], part * found.longest_row)
         with torch.autocast(model.model.device.type, torch.bfloat16, enabled=bf16), meter:
             list(map_rows(model.model, own, hidden_states))
         taken.append((sum(item.num_tokens for item in own), meter.seconds, meter.peak))
@@ -230,7 +245,7 @@ def _of_head(
         1,
         need,
         meter.available(),
-        _largest(memory, meter.available()),
+        _largest(memory, meter.available(), FAR * found.longest_row),
         per_token * found.run,
         per_token * sum(item.num_tokens for item in scored),
         measured,
@@ -243,27 +258,37 @@ def _best(taken: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
     return [(own[0][0], min(s for _, s, _ in own), max(p for _, _, p in own)) for own in rows]
 
 
-def _fill(items: Sequence[EncodedRanking], target: float, budget: int) -> list[int]:
-    """Rankings that come near ``target`` tokens in one row: greedily in the order given, at least one."""
-    chosen: list[int] = []
-    used = 0
-    for i, item in enumerate(items):
-        if used + item.num_tokens <= min(target, budget):
-            chosen.append(i)
-            used += item.num_tokens
-    return chosen or [min(range(len(items)), key=lambda i: items[i].num_tokens)]
+def _fill(items: Sequence[EncodedRanking], target: float) -> list[EncodedRanking]:
+    """A row of about ``target`` tokens: rankings in order while they fit, then some responses of one that fills the rest."""
+    row: list[EncodedRanking] = []
+    free = int(target)
+    for item in items:
+        if item.num_tokens <= free:
+            row.append(item)
+            free -= item.num_tokens
+    pieces = [piece for item in items[:ENOUGH] for piece in split(item, free)]
+    fitting = [piece for piece in pieces if piece.num_tokens <= free]
+    if fitting:
+        row.append(max(fitting, key=lambda piece: piece.num_tokens))
+    return row or [min(pieces, key=lambda piece: piece.num_tokens)]
 
 
 def _memory_line(tokens: np.ndarray, peaks: np.ndarray, dense: bool) -> Callable[[float], float]:
-    """Least squares through the measured peaks; with a square where the mask is N x N. Never falling."""
+    """Least squares through the measured peaks but the first, warming up; with a square where the mask is N x N. Never falling.
+
+    Raises ``ValueError`` where fewer than two lengths were measured: one point makes no line.
+    """
+    tokens, peaks = tokens[1:], peaks[1:]
+    if len(set(tokens.tolist())) < 2:
+        raise ValueError("these rankings are too few or too short to measure rows of different length on")
     columns = [np.ones(len(tokens)), tokens.astype(float)] + ([tokens.astype(float) ** 2] if dense else [])
     scale = np.array([column.max() for column in columns])
     found = nnls(np.array(columns).T / scale, peaks.astype(float))[0] / scale
     return lambda n: float(sum(each * n**power for power, each in enumerate(found)))
 
 
-def _largest(memory: Callable[[float], float], available: float) -> int:
-    low, high = 0, 2**24
+def _largest(memory: Callable[[float], float], available: float, bound: int) -> int:
+    low, high = 0, bound + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if memory(middle) <= available else (low, middle)

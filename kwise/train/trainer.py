@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from kwise.data.encode import Encoder
-from kwise.data.packing import deal, pack
+from kwise.data.packing import deal, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
@@ -91,6 +91,8 @@ class KwiseTrainer(Trainer):
         if processing_class is None:
             raise ValueError("processing_class: a tokenizer with a chat template is needed")
         self.decoder: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not (args.fsdp or args.deepspeed):
+            self.decoder.to(args.device)  # before the attention is chosen: that depends on it
         set_attention(self.decoder, args.attention)
         assert_exact(self.decoder)
         for note in backbone.align(self.decoder, processing_class):
@@ -157,8 +159,9 @@ class KwiseTrainer(Trainer):
         work = [(unit, inputs, weight) for unit in pack(inputs, self.args.tokens_per_row)]
         if not work or (len(work[-1][0].rows) > 1 and self.accelerator.num_processes > 1):
             # gradients are exchanged in the backward pass of the last row, which must not be one that is run again, and
-            # which a process with nothing to do has too: the shortest response of all, with weight 0
-            shortest = min(self.train_dataset, key=lambda item: item.num_tokens)
+            # which a process with nothing to do has too: a single response, the shortest of all, with weight 0
+            by_length = min(self.train_dataset, key=lambda item: len(item.prefix) + min(map(len, item.suffixes)))
+            shortest = min(split(by_length, 1), key=lambda piece: piece.num_tokens)
             work.append((pack([shortest], shortest.num_tokens)[0], [shortest], 0.0))
         total = torch.zeros((), device=self.args.device)
         for number, (unit, items, weight) in enumerate(work, 1):
@@ -176,13 +179,15 @@ class KwiseTrainer(Trainer):
         return total
 
     def _rewards(self, model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
-        def run(row: Row) -> torch.Tensor:
+        def run(row: Row, _device: torch.Tensor | None = None) -> torch.Tensor:
             rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=row.reward_at)
             return rewards
 
         if len(rows) == 1:
             return run(rows[0])
-        return torch.cat([checkpoint(run, row, use_reentrant=False) for row in rows])
+        # dropout must be drawn alike in both runs: checkpoint keeps the random state of the devices of its tensor arguments
+        device = torch.empty(0, device=self.args.device)
+        return torch.cat([checkpoint(run, row, device, use_reentrant=False) for row in rows])
 
     def _row_loss(self, rewards: torch.Tensor, items: list[EncodedRanking]) -> torch.Tensor:
         ranks = torch.tensor(

@@ -29,8 +29,14 @@ def test_the_memory_line_goes_through_points_of_a_line_and_of_a_parabola():
     assert line(4000) == pytest.approx(7e8 + 3e5 * 4000)
     dense = module._memory_line(tokens, 7e8 + 3e5 * tokens + 40.0 * tokens**2, dense=True)
     assert dense(4000) == pytest.approx(7e8 + 3e5 * 4000 + 40 * 4000**2)
-    assert module._largest(line, 7e8 + 3e5 * 4000 + 10) == 4000
-    assert module._largest(line, 1e6) == 0
+    assert module._largest(line, 7e8 + 3e5 * 4000 + 10, 10_000) == 4000
+    assert module._largest(line, 7e8 + 3e5 * 4000 + 10, 900) == 900
+    assert module._largest(line, 1e6, 10_000) == 0
+
+
+def test_one_length_makes_no_line():
+    with pytest.raises(ValueError, match="too few or too short"):
+        module._memory_line(np.array([1, 30, 30, 30]), np.array([1e9, 2e9, 2e9, 2e9]), dense=False)
 
 
 def test_of_the_rounds_the_fastest_time_and_the_highest_peak_count():
@@ -70,6 +76,16 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing_behind(recipe_file, tmp
         assert found.rows.rankings == 127 and found.rows.longest_row <= 2048
         assert found.steps == 2 * 8
     assert "DOES NOT FIT" not in str(found)
+
+
+@pytest.mark.parametrize("budget", [600, 1200])
+def test_rows_of_different_length_are_measured_also_where_every_ranking_is_over_the_budget(recipe_file, budget):
+    found = forecast(load_recipe(recipe_file, [f"trainer.tokens_per_row={budget}"]))
+    assert found.rows.again > 0
+    sizes = [tokens for tokens, _, _ in found.measured]
+    for part, size in zip(module.PARTS[1:], sizes[1:], strict=True):
+        assert 0.3 * part * budget < size <= part * max(budget, found.rows.longest_row)
+    assert len(set(sizes[1:])) == 3
 
 
 def test_what_does_not_fit_is_said():

@@ -146,6 +146,43 @@ def test_a_ranking_over_the_budget_never_runs_more_tokens_at_once_than_the_budge
     assert len(trainer.train_dataset) == tally.rankings
 
 
+def test_the_row_that_only_exchanges_gradients_is_the_shortest_single_response(tokenizer, tmp_path, monkeypatch):
+    """Every ranking is over the budget, as if two processes ran: the last row must be within it, and weigh nothing."""
+    trainer = make_trainer(tokenizer, tmp_path, tokens_per_row=1)
+    loss = trainer.training_step(trainer.model, list(trainer.train_dataset)[:3], 3)
+    gradient = trainer.decoder.score.weight.grad.clone()
+    trainer.model.zero_grad()
+    lengths, plain = [], trainer.decoder.model.forward
+
+    def noted(*inputs, **named):
+        lengths.append(named["input_ids"].shape[1])
+        return plain(*inputs, **named)
+
+    trainer.decoder.model.forward = noted
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    again = trainer.training_step(trainer.model, list(trainer.train_dataset)[:3], 6)
+    shortest = min(len(item.prefix) + min(map(len, item.suffixes)) for item in trainer.train_dataset)
+    assert lengths[-1] < max(lengths) and shortest in lengths
+    assert again == pytest.approx(loss.item())
+    assert torch.equal(trainer.decoder.score.weight.grad, gradient)
+
+
+def test_a_row_that_is_run_again_keeps_the_random_state_of_the_models_device(tokenizer, tmp_path, monkeypatch):
+    """checkpoint keeps that of the devices of its tensor arguments only, which a test without a GPU cannot see otherwise."""
+    from kwise.train import trainer as module
+
+    seen, plain = [], module.checkpoint
+
+    def noted(function, *inputs, **options):
+        seen.append([each.device for each in inputs if isinstance(each, torch.Tensor)])
+        return plain(function, *inputs, **options)
+
+    monkeypatch.setattr(module, "checkpoint", noted)
+    trainer = make_trainer(tokenizer, tmp_path, tokens_per_row=1)
+    trainer.training_step(trainer.model, list(trainer.train_dataset)[:1], 1)
+    assert seen and all(devices == [trainer.args.device] for devices in seen)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_gradients_of_a_ranking_in_several_rows_are_those_of_its_own_loss(tokenizer, tmp_path, dropout):
     """Also with dropout, which the second run of a row must draw as the first did: else the loss would not fall as it says."""

@@ -62,15 +62,21 @@ def _no_varlen(model: PreTrainedModel, asked: Demands) -> str | None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen with num_splits"
     if asked.capped or asked.sinks:
         return "attention logits are soft-capped or have sinks"
-    if asked.head_size > 256:
-        return f"attention heads have {asked.head_size} dimensions, the kernel takes 256"
+    if asked.head_size > 256 or asked.head_size % 8:
+        return f"attention heads have {asked.head_size} dimensions, the kernel takes multiples of 8 up to 256"
+    if torch.cuda.get_device_capability(model.device) < (8, 0):
+        return "its kernel needs a card of compute capability 8.0 (Ampere) or later"
     return asked.foreign or asked.uneven_heads
 
 
 def _no_flex(model: PreTrainedModel, asked: Demands) -> str | None:
     if model.device.type != "cuda":
         return "FlexAttention has no backward on the CPU"
-    return asked.foreign or ("attention has sinks" if asked.sinks else None) or asked.uneven_heads
+    if asked.sinks or asked.dropout:
+        return "attention has sinks or dropout"
+    if asked.head_size < 16:
+        return f"attention heads have {asked.head_size} dimensions, its kernel needs 16"
+    return asked.foreign or asked.uneven_heads
 
 
 BACKENDS = {
@@ -82,6 +88,7 @@ BACKENDS = {
 }
 ORDER = ("varlen", "flex", "cascade", "blockwise", "reference")  # "auto" takes the first that supports the decoder
 ATTENTION = ("auto", *BACKENDS)
+STOCK = ("sdpa", "eager")  # transformers' implementations that take a dense mask: "reference" leaves them as they are
 PREFIX = "kwise_"  # of the names under which transformers knows the backends
 
 
@@ -105,15 +112,19 @@ def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
         AttentionInterface.register(PREFIX + name, torch.compiler.disable(attention))
         AttentionMaskInterface.register(PREFIX + name, sdpa_mask)  # for plain calls of the model
         model.set_attn_implementation(PREFIX + name)
-    elif model.config._attn_implementation not in ("sdpa", "eager"):
+    elif model.config._attn_implementation not in STOCK:
         model.set_attn_implementation(asked.own)
     return name
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The backend that ``model`` is set to."""
+    """The backend that ``model`` is set to. Raises ``ValueError`` where that is neither ours nor takes a dense mask."""
     implementation = str(model.config._attn_implementation)
-    return implementation.removeprefix(PREFIX) if implementation.startswith(PREFIX) else "reference"
+    if implementation in STOCK:
+        return "reference"
+    if not implementation.startswith(PREFIX):
+        raise ValueError(f"the model is set to attention '{implementation}', which runs no rows; call set_attention")
+    return implementation.removeprefix(PREFIX)
 
 
 def row_inputs(row: Row, model: PreTrainedModel) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As ``blockwise.attention``, which runs what the kernels cannot: plain calls, windows that cut, caps, sinks, dropout."""
     too_long = sliding_window is not None and row_spans is not None and longest(row_spans) > sliding_window
-    if row_spans is None or too_long or dropout or softcap is not None or s_aux is not None:
+    elsewhere = query.device.type != "cpu"  # the model was moved since the backend was chosen
+    if row_spans is None or too_long or dropout or softcap is not None or s_aux is not None or elsewhere:
         options |= {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         return blockwise.attention(
             module, query, key, value, attention_mask, scaling, dropout, row_spans=row_spans, **options
@@ -114,13 +115,19 @@ def _blocks(spans: Spans) -> list[tuple[At, At | None]]:
 def fault() -> str | None:
     """What is wrong with this torch's private kernels, or None: values and gradients against plain attention, once."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 19, 8, generator=generator).requires_grad_() for heads in (2, 1, 1))
+    with torch.inference_mode(False):
+        return _fault(generator)
+
+
+def _fault(generator: torch.Generator) -> str | None:
+    floats: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    q, k, v = (torch.randn(2, heads, 19, 8, **floats).requires_grad_() for heads in (2, 1, 1))
     spans = [[(0, 6), (6, 11), (11, 19)]]
     found = wanted = torch.zeros(())
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             out = Cascade.apply(q, k, v, spans, None)  # type: ignore[no-untyped-call]
-            weight = torch.randn(out.shape, generator=generator)
+            weight = torch.randn(out.shape, **floats)
             found = torch.cat([x.flatten() for x in (out, *torch.autograd.grad((out * weight).sum(), (q, k, v)))])
             seen = blockwise.causal(19, 19, None, q.device)
             seen[11:, 6:11] = False

@@ -17,7 +17,7 @@ LISTENER = "kwise_listener"
 class Demands:
     """``own``: the stock implementation the decoder runs by itself. ``foreign``: why its attention cannot be exchanged from
     outside, or None. ``capped``, ``sinks``: does a layer soft-cap its logits, or have attention sinks. ``uneven_heads``: a reason
-    where keys and values differ in width, or None. ``head_size``: the widest head."""
+    where keys and values differ in width, or None. ``head_size``: the width of a head. ``dropout``: of attention, in training."""
 
     own: str
     foreign: str | None = None
@@ -25,6 +25,7 @@ class Demands:
     sinks: bool = False
     uneven_heads: str | None = None
     head_size: int = 0
+    dropout: float = 0.0
 
 
 @torch.no_grad()
@@ -46,12 +47,14 @@ def demands(model: PreTrainedModel) -> Demands:
 
     AttentionInterface.register(LISTENER, listen)
     AttentionMaskInterface.register(LISTENER, sdpa_mask)
-    before = model.config._attn_implementation
+    before, training = model.config._attn_implementation, model.training
+    model.eval()  # dropout would draw from the caller's random numbers
     model.set_attn_implementation(LISTENER)
     try:
         model.base_model(input_ids=torch.tensor([[1, 2]], device=model.device), use_cache=False)
     finally:
         model.set_attn_implementation(before)
+        model.train(training)
     types = layer_types(model)
     windowed = types.count("sliding_attention") if types else len(heard)
     told = sum(each.get("sliding_window") is not None for each in heard)
@@ -70,4 +73,5 @@ def demands(model: PreTrainedModel) -> Demands:
         any(each.get("s_aux") is not None for each in heard),
         "keys and values differ in width" if uneven else None,
         max((each["key"] for each in heard), default=0),
+        getattr(model.config.get_text_config(), "attention_dropout", 0.0) or 0.0,
     )

@@ -3,6 +3,7 @@
 Any head size and soft-capping, at the price of a compilation and of a block mask for every row.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ BLOCK = 128  # tokens; the kernel skips blocks of this size in which nobody sees
 
 
 def block_mask(row: Row, model: PreTrainedModel) -> BlockMask | dict[str, BlockMask]:
-    """The block mask of ``row``, or one per kind of layer: ``rule.dense_mask`` in FlexAttention's form."""
+    """``rule.dense_mask`` in FlexAttention's form. Making it looks at all N x N pairs once, block by block of memory."""
     ranking, response, positions = (
         torch.tensor(each, device=model.device) for each in (row.ranking, row.response, row.positions)
     )
@@ -26,17 +27,18 @@ def block_mask(row: Row, model: PreTrainedModel) -> BlockMask | dict[str, BlockM
     def seen(_batch: Any, _head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (ranking[q] == ranking[k]) & ((response[q] == response[k]) | (response[k] == 0))
 
-    size = len(row.ids)
-    window = window_of(model) or size  # no window: as wide as the row
+    size, window = len(row.ids), window_of(model)
+
+    def made(rule: Callable[..., torch.Tensor]) -> BlockMask:
+        return create_block_mask(rule, None, None, size, size, device=str(model.device), BLOCK_SIZE=BLOCK)
+
+    if window is None:
+        return made(seen)
 
     def near(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return seen(batch, head, q, k) & (positions[q] - positions[k] < window)
 
-    full, windowed = (
-        create_block_mask(each, None, None, size, size, device=str(model.device), BLOCK_SIZE=BLOCK)
-        for each in (seen, near)
-    )
-    return windowed if layer_types(model) is None else {"full_attention": full, "sliding_attention": windowed}
+    return made(near) if layer_types(model) is None else {"full_attention": made(seen), "sliding_attention": made(near)}
 
 
 def attention(

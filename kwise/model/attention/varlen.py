@@ -24,6 +24,7 @@ except ImportError:  # an older torch: set_attention says so
 
 
 HALF = (torch.bfloat16, torch.float16)  # what the kernel takes
+DEVICES = ("cuda",)
 
 
 class Ragged(NamedTuple):
@@ -64,7 +65,7 @@ def attention(
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As ``blockwise.attention``, which runs what the kernel cannot: plain calls, dropout, and anything but half precision."""
-    if row_ragged is None or dropout or value.dtype not in HALF:
+    if row_ragged is None or dropout or value.dtype not in HALF or value.device.type not in DEVICES:
         options |= {"row_spans": row_spans, "sliding_window": sliding_window}
         return blockwise.attention(module, query, key, value, attention_mask, scaling, dropout, **options)
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))

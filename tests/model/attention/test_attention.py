@@ -230,6 +230,28 @@ def test_flash_kernels_that_err_are_found_out_and_not_used_loudly(monkeypatch, c
     assert set_attention(model) == "cascade"
 
 
+@pytest.mark.parametrize("surroundings", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)])
+def test_kernels_are_judged_alike_whatever_mode_the_caller_is_in(surroundings):
+    cascade.fault.cache_clear()
+    with surroundings:
+        assert cascade.fault() is None
+    cascade.fault.cache_clear()
+
+
+def test_a_model_moved_to_an_attention_that_runs_no_rows_is_refused():
+    model = tiny_model()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="runs no rows; call set_attention"):
+        attention_of(model)
+
+
+def test_choosing_an_attention_draws_no_random_numbers_and_keeps_the_mode():
+    model = tiny_model(attention_dropout=0.5).train()
+    state = torch.get_rng_state()
+    set_attention(model)
+    assert torch.equal(state, torch.get_rng_state()) and model.training
+
+
 def test_kernels_that_this_torch_does_not_have_are_no_crash(monkeypatch):
     def gone(*inputs, **options):
         raise RuntimeError("no such operator")
@@ -303,7 +325,7 @@ def test_every_backend_says_why_it_does_not_run_here():
 def ragged_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa, num_splits):
     """What torch documents of varlen_attn, in plain arithmetic: each sequence alone, aligned at the bottom right."""
     assert num_splits == 1 and window_size[1] == 0 and enable_gqa == (q.shape[1] != k.shape[1])
-    out = torch.empty(*q.shape[:2], v.shape[2], dtype=q.dtype)
+    out = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype)
     for a, b, c, d in zip(ends_q, ends_q[1:], ends_k, ends_k[1:], strict=False):
         assert b - a <= max_q and d - c <= max_k
         for head in range(q.shape[1]):
@@ -322,22 +344,27 @@ def test_the_ragged_call_is_exact_if_the_kernel_does_what_torch_says(family, mon
     """The kernel needs CUDA: here its documented meaning stands in, so what is proved is what we hand to it."""
     monkeypatch.setattr(varlen, "varlen_attn", ragged_attention)
     monkeypatch.setattr(varlen, "HALF", (torch.float64,))
+    monkeypatch.setattr(varlen, "DEVICES", ("cpu",))
     monkeypatch.setitem(BACKENDS, "varlen", BACKENDS["varlen"]._replace(unsupported=lambda *_: None))
     with Float64():
         model = tiny_model(family, dtype=torch.float64)
         rankings = random_rankings(2, num=3) + [EncodedRanking([], [[5, 6], [7]], [1, 0], [0, 0], [1.0, 2.0])]
         expected = alone(model, rankings)
+        wanted = gradients(model, loss_of(expected, rankings))
         set_attention(model, "varlen")
         found = row_rewards(model, build_row(rankings, range(4)))
+        got = gradients(model, loss_of(found, rankings))
     assert (found - expected).abs().max() < 1e-12
+    assert max((wanted[name] - got[name]).abs().max() for name in wanted) < 1e-10
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral with a window", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "mistral with a window", "gemma2", "qwen3"])
 def test_the_block_mask_of_flex_is_the_dense_mask(family):
     from kwise.model.attention.flex import block_mask
 
     model, row = tiny_model(family), build_row(random_rankings(3, num=3), range(3))
     found, wanted = block_mask(row, model), dense_mask(row, model)
+    assert isinstance(found, dict) == isinstance(wanted, dict)
     if not isinstance(wanted, dict):
         found, wanted = {"": found}, {"": wanted}
     index = torch.arange(len(row.ids))
@@ -396,8 +423,8 @@ def test_on_cuda_a_row_scores_like_separate_sequences_in_float64_on_the_cpu(fami
     wanted = gradients(exact, loss_of(expected, rankings))
     dtype = torch.float32 if backend in ("reference", "blockwise") else torch.bfloat16
     model = tiny_model(family).to("cuda", dtype)
-    if unsupported(model, backend):
-        return
+    if reason := unsupported(model, backend):
+        pytest.skip(reason)
     set_attention(model, backend)
     rewards = row_rewards(model, build_row(rankings, range(3)))
     got = gradients(model, loss_of(rewards, rankings))
