@@ -11,7 +11,7 @@ from kwise.model.reward_model import RewardModel, Settings
 class WordCounter(torch.nn.Module):
     """Stands where a decoder would; remembers how many responses it was asked for."""
 
-    config = SimpleNamespace(_attn_implementation="none")
+    config, device = SimpleNamespace(_attn_implementation="none"), torch.device("cpu")
     scored = 0
 
 
