@@ -45,6 +45,32 @@ def from_causal_lm(
     return model
 
 
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder layers of ``model``, first to last. Raises ``ValueError`` for a decoder whose layers are not one list."""
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [
+        each for each in model.base_model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth
+    ]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no list of {depth} decoder layers to read or cut")
+    return found[0]  # the outermost: experts of a layer may be as many
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The norm after the last decoder layer. Raises ``ValueError`` where it cannot be told which module that is."""
+    found = [each for name, each in model.base_model.named_children() if re.search("norm|ln_f", name)]
+    if len(found) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(found)} modules that may be its final norm, not one")
+    return found[0]
+
+
+def cut_after(model: PreTrainedModel, layers: int) -> None:
+    """Keep only the first ``layers`` decoder layers of ``model``; its final norm stays."""
+    stack = decoder_layers(model)
+    _cut(model.config, layers)
+    del stack[layers:]
+
+
 def load(folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A saved reward model (one label, head ``score``) with every tensor from its file, else ``ValueError``.
 

@@ -1,97 +1,212 @@
 """The convex fit of a linear head on frozen features: MLE_K or MLE_2 of arXiv 2301.11270 with ridge, to its optimum."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeResult, minimize
+
+from kwise.objective.design import Chunk, Design, Scaling, Standardised, scaling
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 HELD_OUT = 0.2  # share of prompts set aside to choose the ridge
+PATIENCE = 2  # the path ends after so many ridges in a row that are no better than the best one
+COVARIATE_RIDGE = 1e-3  # covariates shall take all they can, but one that separates the answers must stay finite
+ROUNDING = 1e-12  # relative error of a summed loss: near the optimum a step gains less than that
+Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]
+
+
+class Tried(NamedTuple):
+    """``held_out`` is the loss per ranking on the prompts set aside."""
+
+    layer: int
+    ridge: float
+    held_out: float
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """``weight`` [d] float64 for the raw features; ``ridge`` chosen; ``loss`` per ranking on all training rankings; ``path``
-    holds (ridge, held-out loss per ranking) in the order tried; ``gradient`` is the largest component left at the end."""
+    """``weight`` [d] and ``coefficients`` [c] (of the covariates), float64, for raw columns; ``layer`` and ``ridge`` chosen;
+    ``loss`` per ranking on all training rankings; ``path`` in the order tried; ``gradient`` is the largest component left."""
 
     weight: np.ndarray
+    coefficients: np.ndarray
+    layer: int
     ridge: float
     loss: float
-    path: list[tuple[float, float]]
+    path: list[Tried]
     gradient: float
 
 
+class Sweep(NamedTuple):
+    """``loss`` per ranking of ``rankings``, its gradient [p] and Hessian [p, p], all float64."""
+
+    loss: float
+    rankings: int
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+
+
 def fit_head(
-    features: np.ndarray,
-    ranks: Sequence[Sequence[float]],
-    groups: Sequence[str],
-    objective: Callable[..., tuple[torch.Tensor, int]],
+    designs: Mapping[int, Design],
+    objective: Objective,
     ridges: Sequence[float] = RIDGES,
     seed: int = 0,
+    device: str = "cpu",
 ) -> HeadFit:
     """The head w that minimises ``objective(features @ w) / rankings + ridge / 2 * |w|^2`` over standardised features.
 
-    ``features`` [R, d] lie ranking by ranking, ``ranks`` [L][K] give each ranking's ranks, ``groups`` [L] its prompt. The
-    ridge with the lowest loss on a fifth of the prompts, which the fit does not see, is used for the final fit on all. The
-    problem is convex, so L-BFGS in float64 finds the optimum; standardisation is folded back into ``weight``.
+    ``designs`` hold the same rankings over the features of different layers. The layer and ridge with the lowest loss on a
+    fifth of the prompts, which no fit of the path sees, are used for the final fit on all; ridges are tried from the
+    largest down, each from the last one's optimum. Newton's method in float64 finds each optimum, and standardisation is
+    folded back into ``weight``, which is kept orthogonal to ``Scaling.level``. Covariates are all but unpenalised.
 
-    Rewards are centred: w is kept orthogonal to the direction in which the mean reward of the training responses moves (one
-    of d dimensions), so that mean is 0. A bias-free head cannot be centred afterwards, the likelihood does not care, and
-    an offset of hundreds would cost float32 scores their last digits. Where that direction is at most one standard deviation
-    long, as with features that are centred already, the offset is small, the direction is noise and w is left free.
-
-    Raises ``ValueError`` when there are fewer than two prompts.
+    Cost of a step: one pass over the features, 2 p^2 operations a response and p^3 / 3, with p = d + c; memory 8 p^2 bytes
+    a matrix, and the features only if they are small (``IN_MEMORY``). Raises ``ValueError`` for fewer than two prompts.
     """
-    sizes = [len(each) for each in ranks]
-    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    scale[np.ptp(features, axis=0) == 0] = 1.0  # by range: rounding gives a constant column a tiny deviation, not zero
-    level = mean / scale  # the mean reward of w is w @ level
-    size = np.linalg.norm(level)
-    level = level / size if size > 1 else np.zeros_like(level)
-    z = (features - mean) / scale
-    z = torch.from_numpy(z - np.outer(z @ level, level))
-    rank = torch.tensor([r for each in ranks for r in each], dtype=torch.float64)
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-
-    names = sorted(set(groups))
+    first = next(iter(designs.values()))
+    names = sorted(set(first.groups))
     if len(names) < 2:
         raise ValueError(f"choosing a ridge needs rankings of at least two prompts, these are of {len(names)}")
     shuffled = np.random.default_rng(seed).permutation(len(names))
     aside = {names[i] for i in shuffled[: max(1, round(HELD_OUT * len(names)))]}
-    held = torch.tensor([group in aside for group in groups])[owner]
+    held = [i for i, group in enumerate(first.groups) if group in aside]
+    fitted = [i for i, group in enumerate(first.groups) if group not in aside]
 
-    def loss(w: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-        return objective(z[rows] @ w, rank[rows], owner[rows])
+    path: list[Tried] = []
+    starts: dict[Tried, torch.Tensor] = {}
+    scalings: dict[int, Scaling] = {}
+    for layer, design in designs.items():
+        by = scalings[layer] = scaling(design)
+        own: list[Tried] = []
+        train, test = (Standardised(design.take(part), by, device) for part in (fitted, held))
+        w = torch.zeros(design.width, dtype=torch.float64, device=device)
+        for ridge in sorted(ridges, reverse=True):
+            w, _ = minimise(train, objective, ridge, w, tolerance=1e-5)
+            own.append(Tried(layer, ridge, mean_loss(test, objective, w)))
+            starts[own[-1]] = w
+            best = min(range(len(own)), key=lambda i: own[i].held_out)
+            if len(own) - 1 - best >= PATIENCE:
+                break
+        path += own
+    chosen = min(path, key=lambda tried: tried.held_out)
+    design, by = designs[chosen.layer], scalings[chosen.layer]
+    everything = Standardised(design, by, device)
+    w, found = minimise(everything, objective, chosen.ridge, starts[chosen], tolerance=1e-20)
+    gradient = _penalised(found, chosen.ridge, w, everything)[0].abs().max().item()
+    raw = w.cpu().numpy() / by.scale
+    split = design.num_features
+    return HeadFit(raw[:split], raw[split:], chosen.layer, chosen.ridge, found.loss, path, gradient)
 
-    def solve(start: np.ndarray, ridge: float, rows: torch.Tensor) -> OptimizeResult:
-        own, own_rank, own_owner = z[rows], rank[rows], owner[rows]
 
-        def value_and_gradient(at: np.ndarray) -> tuple[float, np.ndarray]:
-            w = torch.tensor(at, requires_grad=True)
-            total, count = objective(own @ w, own_rank, own_owner)
-            value = total / count + ridge / 2 * w.square().sum()
-            value.backward()
-            assert w.grad is not None
-            return value.item(), w.grad.numpy()
+def minimise(
+    data: Standardised, objective: Objective, ridge: float, start: torch.Tensor, tolerance: float
+) -> tuple[torch.Tensor, Sweep]:
+    """Newton's method from ``start`` until it expects to gain less than ``tolerance`` nats a ranking, or can gain no more.
 
-        options = {"maxiter": 1000, "maxfun": 2000, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 30}
-        return minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+    Gives [p] weights of the standardised columns and the last sweep, which is at those weights.
+    """
+    w, found = start, sweep(data, objective, start)
+    for _ in range(100):
+        gradient, value = _penalised(found, ridge, w, data)
+        step = -_solve(found.hessian, ridge, gradient, data)
+        expected = -(gradient @ step).item()
+        if expected / 2 <= tolerance:
+            break
+        size = 1.0
+        while size > 1e-6:
+            moved = w + size * step
+            there = mean_loss(data, objective, moved) + _ridge_term(moved, ridge, data)
+            if there <= value - 1e-4 * size * expected + ROUNDING * abs(value):
+                break
+            size /= 2
+        else:
+            break
+        w, found = moved, sweep(data, objective, moved)
+    return w, found
 
-    w = np.zeros(features.shape[1])
-    path: list[tuple[float, float]] = []
-    best = w
-    for ridge in sorted(ridges, reverse=True):
-        w = solve(w, ridge, ~held).x
-        with torch.no_grad():
-            total, count = loss(torch.from_numpy(w), held)
-        path.append((ridge, total.item() / count))
-        if path[-1][1] == min(value for _, value in path):
-            best = w
-    chosen = min(path, key=lambda tried: tried[1])[0]
-    everything = torch.ones_like(held)
-    found = solve(best, chosen, everything)
-    with torch.no_grad():
-        total, count = loss(torch.from_numpy(found.x), everything)
-    return HeadFit(found.x / scale, chosen, total.item() / count, path, float(np.abs(found.jac).max()))
+
+@torch.no_grad()
+def mean_loss(data: Standardised, objective: Objective, w: torch.Tensor) -> float:
+    """The objective per ranking at rewards z @ w."""
+    parts = [objective(chunk.z @ w, chunk.ranks, chunk.lists) for chunk in data]
+    return sum(value.item() for value, _ in parts) / sum(count for _, count in parts)
+
+
+def sweep(data: Standardised, objective: Objective, w: torch.Tensor) -> Sweep:
+    """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w."""
+    loss, rankings = 0.0, 0
+    gradient, hessian = torch.zeros_like(w), torch.zeros(len(w), len(w), dtype=w.dtype, device=w.device)
+    for chunk in data:
+        rewards = (chunk.z @ w).requires_grad_()
+        value, count = objective(rewards, chunk.ranks, chunk.lists)
+        (slope,) = torch.autograd.grad(value, rewards, create_graph=True)
+        for at, curve in curvature(slope, rewards, chunk):
+            rows = chunk.z[at.flatten()]
+            curved = curve @ rows.view(*at.shape, -1)
+            hessian.addmm_(rows.T, curved.view(len(rows), -1))
+        gradient += chunk.z.T @ slope.detach()
+        loss, rankings = loss + value.item(), rankings + count
+    return Sweep(loss / rankings, rankings, gradient / rankings, hessian / rankings)
+
+
+def curvature(
+    slope: torch.Tensor, rewards: torch.Tensor, chunk: Chunk
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The Hessian of an objective in the rewards, which has a [K, K] block for each ranking: for every K of the chunk, [L, K]
+    places of the rankings of that length and their [L, K, K] blocks. ``slope`` is the gradient, with its graph.
+
+    Rankings do not touch one another, so differentiating the k-th slopes of all of them at once gives the k-th columns of
+    all blocks: K backward passes for any number of rankings, whatever the objective.
+    """
+    starts = chunk.sizes.cumsum(0) - chunk.sizes
+    within = torch.arange(len(rewards), device=rewards.device) - torch.repeat_interleave(starts, chunk.sizes)
+    columns = []
+    for k in range(int(chunk.sizes.max())):
+        (column,) = torch.autograd.grad(slope[within == k].sum(), rewards, retain_graph=True)
+        columns.append(column)
+    table = torch.stack(columns, 1)  # [r, K_max]
+    for size in chunk.sizes.unique().tolist():
+        at = starts[chunk.sizes == size, None] + torch.arange(size, device=rewards.device)
+        yield at, table[at][:, :, :size]
+
+
+def penalties(data: Standardised, ridge: float) -> torch.Tensor:
+    """[p] the ridge of each standardised column."""
+    by_column = torch.full((data.design.width,), ridge, dtype=torch.float64, device=data.device)
+    by_column[data.design.num_features :] = COVARIATE_RIDGE
+    return by_column
+
+
+def project(matrix: torch.Tensor, data: Standardised) -> torch.Tensor:
+    """Take the direction ``Scaling.level`` out of a [p] or [p, q] tensor's first dimension."""
+    level = torch.from_numpy(data.by.level).to(matrix.device)
+    along = level @ matrix
+    return matrix - (level * along if matrix.dim() == 1 else torch.outer(level, along))
+
+
+def penalised_hessian(hessian: torch.Tensor, ridge: float, data: Standardised) -> torch.Tensor:
+    """[p, p] of mean loss and ridge, with ``Scaling.level`` taken out of the loss's part."""
+    return project(project(hessian, data).T, data) + penalties(data, ridge).diag()
+
+
+def _ridge_term(w: torch.Tensor, ridge: float, data: Standardised) -> float:
+    return (penalties(data, ridge) @ w.square()).item() / 2
+
+
+def _penalised(found: Sweep, ridge: float, w: torch.Tensor, data: Standardised) -> tuple[torch.Tensor, float]:
+    """Gradient and value of mean loss and ridge."""
+    gradient = project(found.gradient, data) + penalties(data, ridge) * w
+    return gradient, found.loss + _ridge_term(w, ridge, data)
+
+
+def _solve(hessian: torch.Tensor, ridge: float, gradient: torch.Tensor, data: Standardised) -> torch.Tensor:
+    """Newton's direction; where the objective is not convex (orders of tied responses summed over), a damped one."""
+    matrix = penalised_hessian(hessian, ridge, data)
+    damping = 0.0
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+        if not failed:
+            return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+        damping = max(10 * damping, 1e-6 * matrix.diagonal().abs().max().item())

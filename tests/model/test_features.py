@@ -1,18 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import FAMILIES, tiny_model
 
-from kwise.model import features
+from kwise.model import backbone, features
 from kwise.model.features import cached_features
 from kwise.records import EncodedRanking
 
+DEPTH = len(backbone.decoder_layers(tiny_model()))
 ENCODED = [EncodedRanking([i + 1, 2, 3], [[5 + i, 6], [7], [8, 9, 10]], [1, 0, 2], [0, 0, 0]) for i in range(40)]
 
 
 def test_features_are_the_last_hidden_states_of_each_response_in_order(tmp_path):
     model = tiny_model()
-    found = cached_features(model, ENCODED, tmp_path)
+    found = cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     rows = []
     for item in ENCODED:
         for suffix in item.suffixes:
@@ -25,30 +26,64 @@ def test_features_are_the_last_hidden_states_of_each_response_in_order(tmp_path)
 @pytest.mark.parametrize("cut_bytes", [1, 128, 4 * 32 * 7, 4 * 32 * 100 + 3])
 def test_a_cache_cut_anywhere_is_completed_without_loss_or_repetition(tmp_path, cut_bytes):
     model = tiny_model()
-    whole = np.array(cached_features(model, ENCODED, tmp_path))
+    whole = np.array(cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH])
     (file,) = tmp_path.iterdir()
     with file.open("rb+") as handle:
         handle.truncate(file.stat().st_size - cut_bytes)
-    again = cached_features(model, ENCODED, tmp_path)
+    again = cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     np.testing.assert_allclose(again, whole, atol=1e-5)  # packed into other rows, so rounded otherwise
     assert file.stat().st_size == 4 * whole.size
 
 
 def test_a_full_cache_is_read_without_running_the_model(tmp_path, monkeypatch):
     model = tiny_model()
-    cached_features(model, ENCODED, tmp_path)
+    cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     seen = []
     monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
-    cached_features(model, ENCODED, tmp_path, progress=seen.append)
+    cached_features(model, ENCODED, tmp_path, [DEPTH], progress=seen.append)
     assert seen == [120]
 
 
 @pytest.mark.parametrize("other", ["weights", "ids", "precision"])
 def test_a_cache_of_something_else_is_not_used(tmp_path, other):
     model = tiny_model()
-    cached_features(model, ENCODED, tmp_path)
+    cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     if other == "weights":
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    cached_features(model, ENCODED[::-1] if other == "ids" else ENCODED, tmp_path, bf16=other == "precision")
+    cached_features(model, ENCODED[::-1] if other == "ids" else ENCODED, tmp_path, [DEPTH], bf16=other == "precision")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_of_an_earlier_layer_are_those_of_the_model_cut_there(tmp_path, family):
+    model = tiny_model(family)
+    depth = len(backbone.decoder_layers(model))
+    found = cached_features(model, ENCODED[:4], tmp_path, [1, depth])
+    assert np.abs(found[1] - found[depth]).max() > 1e-3
+    np.testing.assert_array_equal(found[depth], cached_features(model, ENCODED[:4], tmp_path / "whole", [depth])[depth])
+    backbone.cut_after(model, 1)
+    cut = cached_features(model, ENCODED[:4], tmp_path / "cut", [1])[1]
+    np.testing.assert_allclose(found[1], cut, atol=1e-6)
+
+
+def test_a_cut_model_is_saved_and_loaded_as_a_model_of_that_depth(tmp_path):
+    model = tiny_model()
+    before = sum(each.numel() for each in model.parameters())
+    backbone.cut_after(model, 1)
+    model.save_pretrained(tmp_path)
+    loaded = backbone.load(tmp_path)
+    assert loaded.config.num_hidden_layers == len(backbone.decoder_layers(loaded)) == 1
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert sum(each.numel() for each in loaded.parameters()) < before
+
+
+def test_a_cache_of_layers_of_different_length_is_completed_from_the_shortest(tmp_path):
+    model = tiny_model()
+    whole = {n: np.array(each) for n, each in cached_features(model, ENCODED, tmp_path, [1, DEPTH]).items()}
+    (file,) = tmp_path.glob("*.layer1.f32")
+    with file.open("rb+") as handle:
+        handle.truncate(128 * 50)
+    for n, each in cached_features(model, ENCODED, tmp_path, [1, DEPTH]).items():
+        np.testing.assert_allclose(each, whole[n], atol=1e-5)

@@ -9,7 +9,9 @@ from scipy.linalg import null_space
 from scipy.optimize import root
 
 from kwise.objective import OBJECTIVES
-from kwise.objective.head import HELD_OUT, RIDGES, fit_head
+from kwise.objective import head
+from kwise.objective.design import Design
+from kwise.objective.head import HELD_OUT, RIDGES
 from kwise.objective.plackett_luce import plackett_luce
 
 
@@ -20,6 +22,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def design(features, ranks, groups):
+    """Every response has its own row of ``features``, in order."""
+    ends = np.cumsum([len(own) for own in ranks])
+    places = [list(range(end - len(own), end)) for end, own in zip(ends, ranks, strict=True)]
+    return Design(features, places, ranks, groups)
+
+
+def fit_head(features, ranks, groups, objective, **options):
+    """The fit on a single layer."""
+    return head.fit_head({1: design(features, ranks, groups)}, objective, **options)
 
 
 def simulate(seed, lists, k, d, size=1.5):
@@ -196,32 +210,30 @@ def test_float32_features_are_fitted_in_float64():
     assert fit.weight == pytest.approx(exact.weight, rel=1e-6)
 
 
-class Spy:
-    """plackett_luce, keeping which lists it was asked for, with and without a gradient."""
-
-    def __init__(self):
-        self.fitted, self.judged = [], []
-
-    def __call__(self, rewards, ranks, lists):
-        (self.fitted if rewards.requires_grad else self.judged).append(frozenset(lists.tolist()))
-        return plackett_luce(rewards, ranks, lists)
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_the_ridge_is_judged_on_a_fifth_of_the_prompts_and_none_of_them_is_fitted(seed):
+def test_the_ridge_is_judged_on_a_fifth_of_the_prompts_and_none_of_them_is_fitted(seed, monkeypatch):
     features, ranks, _, _ = simulate(seed, lists=60, k=3, d=2)
     groups = [f"prompt {i % 20}" for i in range(60)]  # three rankings of every prompt, far apart
-    spy = Spy()
-    fit = fit_head(features, ranks, groups, spy, seed=seed)
-    everything = frozenset(range(60))
-    (fitted,) = set(spy.fitted) - {everything}
-    (judged,) = set(spy.judged) - {everything}
-    assert {groups[i] for i in fitted}.isdisjoint(groups[i] for i in judged)
-    assert fitted | judged == everything
-    assert len({groups[i] for i in judged}) == round(HELD_OUT * 20)
-    assert spy.fitted[-1] == spy.judged[-1] == everything  # the fit handed back is on all rankings
-    assert sorted(ridge for ridge, _ in fit.path) == sorted(RIDGES)
-    assert fit.ridge == min(fit.path, key=lambda tried: tried[1])[0]
+    fitted, judged = [], []
+    minimise, mean_loss = head.minimise, head.mean_loss
+    monkeypatch.setattr(head, "minimise", lambda data, *rest, **more: record(fitted, minimise, data, *rest, **more))
+    monkeypatch.setattr(head, "mean_loss", lambda data, *rest: record(judged, mean_loss, data, *rest))
+    fit = fit_head(features, ranks, groups, plackett_luce, seed=seed)
+    everything = frozenset(groups)
+    (learnt,) = set(fitted) - {everything}
+    (aside,) = set(judged) - {everything, learnt}  # while fitting, the loss is looked at on what is fitted
+    assert learnt.isdisjoint(aside)
+    assert learnt | aside == everything
+    assert len(aside) == round(HELD_OUT * 20)
+    assert fitted[-1] == everything  # the fit handed back is on all rankings
+    tried = [each.ridge for each in fit.path]
+    assert tried == sorted(RIDGES, reverse=True)[: len(tried)]
+    assert fit.ridge == min(fit.path, key=lambda each: each.held_out).ridge
+
+
+def record(prompts, function, data, *rest, **more):
+    prompts.append(frozenset(data.design.groups))
+    return function(data, *rest, **more)
 
 
 def test_learning_prompts_by_heart_does_not_lower_the_held_out_loss():
@@ -239,8 +251,7 @@ def test_learning_prompts_by_heart_does_not_lower_the_held_out_loss():
             ranks.append(own)
             groups.append(f"prompt {prompt}")
     fit = fit_head(np.concatenate(features), ranks, groups, plackett_luce, ridges=[10.0, 1.0, 0.1, 0.01])
-    held_out = dict(fit.path)
-    assert min(held_out.values()) > math.log(math.factorial(k)) - 0.05
+    assert min(tried.held_out for tried in fit.path) > math.log(math.factorial(k)) - 0.05
 
 
 def test_the_seed_chooses_the_prompts_and_the_same_seed_gives_the_same_fit():

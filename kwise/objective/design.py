@@ -1,0 +1,126 @@
+"""Rankings as a regression on features: the rows of a design matrix, standardised and streamed in chunks of whole rankings."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+CHUNK = 2**25  # numbers in a chunk: 256 MB in float64
+IN_MEMORY = 2**31  # bytes of float64 up to which the standardised chunks are kept between sweeps
+
+
+@dataclass(frozen=True)
+class Design:
+    """L rankings over D distinct responses.
+
+    ``features`` [D, d] (any float dtype, may be memory-mapped) hold a response's features, ``places[i][k]`` says which row
+    is response k of ranking i, ``ranks[i][k]`` its rank, ``groups[i]`` the prompt. ``covariates`` [D, c] enter the utility
+    beside the features (``kwise.data.covariates``); none by default.
+    """
+
+    features: np.ndarray
+    places: Sequence[Sequence[int]]
+    ranks: Sequence[Sequence[float]]
+    groups: Sequence[str]
+    covariates: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    @property
+    def num_features(self) -> int:
+        """d."""
+        return int(self.features.shape[1])
+
+    @property
+    def width(self) -> int:
+        """d + c."""
+        return self.num_features + int(self.covariates.shape[1])
+
+    def take(self, rankings: Sequence[int]) -> "Design":
+        """Those rankings, over the same features."""
+        places, ranks, groups = ([of[i] for i in rankings] for of in (self.places, self.ranks, self.groups))
+        return replace(self, places=places, ranks=ranks, groups=groups)
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+        """([r, d + c] float64 rows of whole rankings, which rankings), as many at a time as ``CHUNK`` allows."""
+        own: list[int] = []
+        rows = 0
+        for i, places in enumerate(self.places):
+            if own and (rows + len(places)) * self.width > CHUNK:
+                yield self._read(own), own
+                own, rows = [], 0
+            own.append(i)
+            rows += len(places)
+        if own:
+            yield self._read(own), own
+
+    def _read(self, rankings: Sequence[int]) -> np.ndarray:
+        at = [place for i in rankings for place in self.places[i]]
+        features = np.asarray(self.features[at], dtype=np.float64)
+        return np.concatenate([features, self.covariates[at]], 1) if self.covariates.shape[1] else features
+
+
+class Scaling(NamedTuple):
+    """What makes a design's columns comparable: ``mean`` and ``scale`` [d + c] over the rankings' responses (scale 1 for a
+    constant column) and ``level`` [d + c], the direction in which a head moves the mean reward of these responses.
+
+    A bias-free head cannot be centred afterwards, the likelihood does not care, and an offset of hundreds would cost
+    float32 scores their last digits. So heads are kept orthogonal to ``level`` (one of d dimensions), which makes the mean
+    reward 0. Where that direction is at most one standard deviation long, as with features that are centred already, the
+    offset is small, the direction is noise and ``level`` is 0.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    level: np.ndarray
+
+
+def scaling(design: Design) -> Scaling:
+    """The scaling of ``design``, in one pass (means and deviations merged over chunks as Chan, Golub and LeVeque do)."""
+    count = 0
+    mean, square = np.zeros(design.width), np.zeros(design.width)
+    low, high = np.full(design.width, np.inf), np.full(design.width, -np.inf)
+    for x, _ in design.chunks():
+        own = x.mean(0)
+        gap = own - mean
+        total = count + len(x)
+        square += np.square(x - own).sum(0) + gap**2 * (count * len(x) / total)
+        mean += gap * (len(x) / total)
+        count = total
+        low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+    scale = np.sqrt(square / count)
+    scale[high == low] = 1.0  # by range: rounding gives a constant column a tiny deviation, not zero
+    level = mean / scale  # the mean reward of a head w over standardised features is w @ level, and a constant
+    level[design.num_features :] = 0.0  # covariates are left out of rewards
+    size = float(np.linalg.norm(level))
+    return Scaling(mean, scale, level / size if size > 1 else np.zeros_like(level))
+
+
+class Chunk(NamedTuple):
+    """Whole rankings: ``z`` [r, d + c] standardised rows, ``ranks`` [r], ``lists`` [r] (the number of the ranking in its
+    design), ``sizes`` [L], all on one device; float64 where they are no integers."""
+
+    z: torch.Tensor
+    ranks: torch.Tensor
+    lists: torch.Tensor
+    sizes: torch.Tensor
+
+
+class Standardised:
+    """A design under a scaling, ready to be swept again and again. Small ones are kept in memory, large ones read anew."""
+
+    def __init__(self, design: Design, by: Scaling, device: str = "cpu") -> None:
+        self.design, self.by, self.device = design, by, device
+        fits = 8 * design.width * sum(map(len, design.places)) <= IN_MEMORY
+        self._kept = list(self._read()) if fits else None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self._kept) if self._kept is not None else self._read()
+
+    def _read(self) -> Iterator[Chunk]:
+        for x, own in self.design.chunks():
+            z = torch.from_numpy((x - self.by.mean) / self.by.scale).to(self.device)
+            sizes = torch.tensor([len(self.design.places[i]) for i in own], device=self.device)
+            ranks = [rank for i in own for rank in self.design.ranks[i]]
+            lists = torch.repeat_interleave(torch.tensor(own, device=self.device), sizes)
+            yield Chunk(z, torch.tensor(ranks, dtype=torch.float64, device=self.device), lists, sizes)
