@@ -38,9 +38,10 @@ def distinct(rankings: Iterable[Ranking]) -> Distinct:
 
 
 class EncodedPool(NamedTuple):
-    """Distinct responses as ids: ``encoded`` per prompt, ``where`` as in ``Distinct``; ``shortened`` counts the distinct
-    responses that the truncation rule cut."""
+    """Distinct responses as text and ids: ``prompts`` and ``where`` as in ``Distinct``, ``encoded`` per prompt; ``shortened``
+    counts the distinct responses that the truncation rule cut."""
 
+    prompts: list[Ranking]
     encoded: list[EncodedRanking]
     where: list[list[int]]
     shortened: int
@@ -55,4 +56,4 @@ def encode_distinct(encoder: Encoder, rankings: Iterable[Ranking]) -> EncodedPoo
     """Pool and encode ``rankings``. What the template or the truncation rule refuses is a ``DataError`` with file and line."""
     pool = distinct(rankings)
     encoded = [encoder.encode_ranking(prompt) for prompt in pool.prompts]
-    return EncodedPool(encoded, pool.where, sum(cut > 0 for item in encoded for cut in item.cut))
+    return EncodedPool(pool.prompts, encoded, pool.where, sum(cut > 0 for item in encoded for cut in item.cut))

@@ -58,7 +58,8 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm after the last decoder layer. Raises ``ValueError`` where it cannot be told which module that is."""
-    found = [each for name, each in model.base_model.named_children() if re.search("norm|ln_f", name)]
+    children: Iterator[tuple[str, torch.nn.Module]] = model.base_model.named_children()
+    found = [each for name, each in children if re.search("norm|ln_f", name)]
     if len(found) != 1:
         raise ValueError(f"{type(model).__name__} has {len(found)} modules that may be its final norm, not one")
     return found[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,8 @@ from kwise.data.unique import encode_distinct
 from kwise.model import backbone
 from kwise.model.attention import hidden_states, set_attention
 from kwise.model.attention.exact import assert_exact
+from kwise.model.uncertainty import FILE as UNCERTAINTY_FILE
+from kwise.model.uncertainty import Uncertainty, win_probability
 from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"
@@ -96,6 +98,16 @@ class Settings:
         Path(folder, SETTINGS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
+class Assessment(NamedTuple):
+    """Of K responses to one prompt: ``rewards`` in nats, their standard ``errors`` against the reference, ``lower`` bounds, and
+    ``beats[i][j]``, the probability that a judge like the training one prefers i to j, the head's error counted in."""
+
+    rewards: list[float]
+    errors: list[float]
+    lower: list[float]
+    beats: list[list[float]]
+
+
 class RewardModel:
     """A chat model with one linear unit as its head: any prompt and response gets one scalar."""
 
@@ -103,6 +115,7 @@ class RewardModel:
         if settings.reward_at != "last_token":
             raise ValueError(f"unknown reward rule '{settings.reward_at}'; this version of kwise knows 'last_token'")
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.uncertainty: Uncertainty | None = None
         self.encoder = Encoder(tokenizer, settings.max_length, settings.truncation)
 
     @classmethod
@@ -123,13 +136,20 @@ class RewardModel:
             settings = Settings(max_length=model.config.get_text_config().max_position_embeddings)
         else:
             settings = Settings.read(Path(file))
-        return cls(model, backbone.load_tokenizer(folder), settings)
+        found = cls(model, backbone.load_tokenizer(folder), settings)
+        beside = cached_file(folder, UNCERTAINTY_FILE, _raise_exceptions_for_missing_entries=False)
+        if beside is not None:
+            found.uncertainty = Uncertainty.load(beside, getattr(model, backbone.HEAD).weight)
+        return found
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` load, and ``kwise.json``."""
+        """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` load, ``kwise.json``, and the
+        uncertainty where there is one."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.settings.write(folder)
+        if self.uncertainty is not None:
+            self.uncertainty.save(folder)
 
     def score(self, messages: str | list[Message], responses: str | Sequence[str]) -> list[float]:
         """One reward per response to the prompt ``messages`` (a list of turns, or the text of a single user turn).
@@ -138,6 +158,42 @@ class RewardModel:
         point means nothing. Raises ``ValueError`` for what is no prompt or no text: a chat template renders anything, so it
         would get a score.
         """
+        encoded = self._encode(messages, responses)
+        return next(self.score_encoded([encoded])) if encoded.suffixes else []
+
+    def assess(self, messages: str | list[Message], responses: Sequence[str], c: float = 1.0) -> "Assessment":
+        """The rewards of ``score`` with what is known of their errors; the lower bound is ``reward - c * error``.
+
+        Raises ``ValueError`` for a model without uncertainty, and for what ``score`` refuses.
+        """
+        self.assert_uncertainty()
+        assert self.uncertainty is not None
+        encoded = self._encode(messages, responses)
+        if not encoded.suffixes:
+            return Assessment([], [], [], [])
+        self.model.eval()
+        features = next(map_rows(self.model, [encoded], hidden_states))
+        rewards = head_rewards(self.model, features.to(self.model.device)).cpu().double()
+        errors = self.uncertainty.errors(features).double()
+        beats = win_probability(rewards[:, None] - rewards, self.uncertainty.difference_errors(features))
+        lower = rewards - c * errors
+        return Assessment(rewards.tolist(), errors.tolist(), lower.tolist(), beats.tolist())
+
+    def best(self, messages: str | list[Message], responses: Sequence[str], c: float = 0.0) -> int:
+        """The index of the response with the highest lower bound ``reward - c * error`` (arXiv 2301.11270, Algorithm 1); with
+        ``c`` 0 that is the highest reward, and any model will do. Of equals the first. Raises ``ValueError`` without
+        responses."""
+        if not responses:
+            raise ValueError("responses: there is nothing to choose from")
+        values = self.assess(messages, responses, c).lower if c else self.score(messages, responses)
+        return max(range(len(values)), key=values.__getitem__)
+
+    def assert_uncertainty(self) -> None:
+        """Raises ``ValueError`` for a model that was saved without its uncertainty."""
+        if self.uncertainty is None:
+            raise ValueError("this model has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
+
+    def _encode(self, messages: str | list[Message], responses: str | Sequence[str]) -> EncodedRanking:
         turns = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
         try:
             prompt = prompt_messages(turns, "messages")
@@ -146,13 +202,13 @@ class RewardModel:
         except FieldError as error:
             raise ValueError(f"{error.field}: {error.problem}") from error
         if not answers:
-            return []
+            return EncodedRanking([], [], [], [])
         encoded = self.encoder.encode(prompt, answers)
         if any(encoded.cut):
             warnings.warn(
-                f"{sum(map(bool, encoded.cut))} responses were cut to {self.settings.max_length} tokens", stacklevel=2
+                f"{sum(map(bool, encoded.cut))} responses were cut to {self.settings.max_length} tokens", stacklevel=3
             )
-        return next(self.score_encoded([encoded]))
+        return encoded
 
     def score_rankings(
         self, rankings: Iterable[Ranking], progress: Callable[[int, int], None] = lambda done, total: None
@@ -167,6 +223,23 @@ class RewardModel:
             rewards += own
             progress(len(rewards), pool.num_responses)
         return [[rewards[place] for place in own] for own in pool.where], pool.shortened
+
+    def score_with_errors(self, rankings: Iterable[EncodedRanking]) -> Iterator[tuple[list[float], list[float]]]:
+        """The K rewards of each encoded ranking and their K errors (``Uncertainty.errors``), in order, streaming.
+
+        Raises ``ValueError`` for a model without uncertainty.
+        """
+        self.assert_uncertainty()
+        assert self.uncertainty is not None
+        uncertainty = self.uncertainty
+        self.model.eval()
+
+        def read(model: PreTrainedModel, row: Row) -> torch.Tensor:
+            features = hidden_states(model, row)
+            return torch.stack([head_rewards(model, features).double(), uncertainty.errors(features).double()], 1)
+
+        for values in map_rows(self.model, rankings, read):
+            yield values[:, 0].tolist(), values[:, 1].tolist()
 
     def score_encoded(
         self, rankings: Iterable[EncodedRanking], tokens_per_row: int = TOKENS_PER_ROW

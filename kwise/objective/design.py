@@ -38,26 +38,32 @@ class Design:
 
     def take(self, rankings: Sequence[int]) -> "Design":
         """Those rankings, over the same features."""
-        places, ranks, groups = ([of[i] for i in rankings] for of in (self.places, self.ranks, self.groups))
-        return replace(self, places=places, ranks=ranks, groups=groups)
+        return replace(
+            self,
+            places=[self.places[i] for i in rankings],
+            ranks=[self.ranks[i] for i in rankings],
+            groups=[self.groups[i] for i in rankings],
+        )
 
-    def chunks(self) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
-        """([r, d + c] float64 rows of whole rankings, which rankings), as many at a time as ``CHUNK`` allows."""
+    def chunks(self) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """([r, d + c] float64 rows of whole rankings, which rankings), as many at a time as ``CHUNK`` allows, the shortest of
+        them first."""
         own: list[int] = []
         rows = 0
         for i, places in enumerate(self.places):
             if own and (rows + len(places)) * self.width > CHUNK:
-                yield self._read(own), own
+                yield self._read(own)
                 own, rows = [], 0
             own.append(i)
             rows += len(places)
         if own:
-            yield self._read(own), own
+            yield self._read(own)
 
-    def _read(self, rankings: Sequence[int]) -> np.ndarray:
-        at = [place for i in rankings for place in self.places[i]]
-        features = np.asarray(self.features[at], dtype=np.float64)
-        return np.concatenate([features, self.covariates[at]], 1) if self.covariates.shape[1] else features
+    def _read(self, rankings: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+        own = sorted(rankings, key=lambda i: len(self.places[i]))
+        at = [place for i in own for place in self.places[i]]
+        x = np.asarray(self.features[at], dtype=np.float64)
+        return np.concatenate([x, self.covariates[at]], 1) if self.covariates.shape[1] else x, own
 
 
 class Scaling(NamedTuple):
@@ -97,8 +103,8 @@ def scaling(design: Design) -> Scaling:
 
 
 class Chunk(NamedTuple):
-    """Whole rankings: ``z`` [r, d + c] standardised rows, ``ranks`` [r], ``lists`` [r] (the number of the ranking in its
-    design), ``sizes`` [L], all on one device; float64 where they are no integers."""
+    """Whole rankings, those of one length side by side: ``z`` [r, d + c] standardised rows, ``ranks`` [r], ``lists`` [r] (the
+    number of the ranking in its design), ``sizes`` [L], all on one device; float64 where they are no integers."""
 
     z: torch.Tensor
     ranks: torch.Tensor

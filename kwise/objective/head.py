@@ -142,19 +142,17 @@ def sweep(data: Standardised, objective: Objective, w: torch.Tensor) -> Sweep:
         rewards = (chunk.z @ w).requires_grad_()
         value, count = objective(rewards, chunk.ranks, chunk.lists)
         (slope,) = torch.autograd.grad(value, rewards, create_graph=True)
-        for at, curve in curvature(slope, rewards, chunk):
-            rows = chunk.z[at.flatten()]
-            curved = curve @ rows.view(*at.shape, -1)
+        for places, curve in curvature(slope, rewards, chunk):
+            rows = chunk.z[places]
+            curved = curve @ rows.view(*curve.shape[:2], -1)
             hessian.addmm_(rows.T, curved.view(len(rows), -1))
         gradient += chunk.z.T @ slope.detach()
         loss, rankings = loss + value.item(), rankings + count
     return Sweep(loss / rankings, rankings, gradient / rankings, hessian / rankings)
 
 
-def curvature(
-    slope: torch.Tensor, rewards: torch.Tensor, chunk: Chunk
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The Hessian of an objective in the rewards, which has a [K, K] block for each ranking: for every K of the chunk, [L, K]
+def curvature(slope: torch.Tensor, rewards: torch.Tensor, chunk: Chunk) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The Hessian of an objective in the rewards, which has a [K, K] block for each ranking: for every K of the chunk, the
     places of the rankings of that length and their [L, K, K] blocks. ``slope`` is the gradient, with its graph.
 
     Rankings do not touch one another, so differentiating the k-th slopes of all of them at once gives the k-th columns of
@@ -162,14 +160,16 @@ def curvature(
     """
     starts = chunk.sizes.cumsum(0) - chunk.sizes
     within = torch.arange(len(rewards), device=rewards.device) - torch.repeat_interleave(starts, chunk.sizes)
-    columns = []
-    for k in range(int(chunk.sizes.max())):
-        (column,) = torch.autograd.grad(slope[within == k].sum(), rewards, retain_graph=True)
-        columns.append(column)
+    columns = [
+        torch.autograd.grad(slope[within == k].sum(), rewards, retain_graph=True)[0]
+        for k in range(int(chunk.sizes.max()))
+    ]
     table = torch.stack(columns, 1)  # [r, K_max]
-    for size in chunk.sizes.unique().tolist():
-        at = starts[chunk.sizes == size, None] + torch.arange(size, device=rewards.device)
-        yield at, table[at][:, :, :size]
+    start = 0
+    for size, count in zip(*(each.tolist() for each in chunk.sizes.unique(return_counts=True)), strict=True):
+        places = slice(start, start + size * count)
+        yield places, table[places, :size].reshape(count, size, size)
+        start = places.stop
 
 
 def penalties(data: Standardised, ridge: float) -> torch.Tensor:
@@ -206,7 +206,9 @@ def _solve(hessian: torch.Tensor, ridge: float, gradient: torch.Tensor, data: St
     matrix = penalised_hessian(hessian, ridge, data)
     damping = 0.0
     while True:
-        factor, failed = torch.linalg.cholesky_ex(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+        factor, failed = torch.linalg.cholesky_ex(
+            matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        )
         if not failed:
             return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
         damping = max(10 * damping, 1e-6 * matrix.diagonal().abs().max().item())

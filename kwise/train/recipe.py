@@ -41,6 +41,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """``[fit]``, of the head fit. The layer of ``layers`` that reads best on held-out prompts is where the backbone is cut (none
+    given: the last one of ``model.layers``). ``covariates`` (``kwise.data.covariates``) enter the utility while fitting and are
+    left out of scores, so that the head need not explain what they explain."""
+
+    layers: list[int] = field(default_factory=list)
+    covariates: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Lora:
     """``[lora]``: adapters of peft on all linear layers, or on those named in ``target_modules``."""
 
@@ -66,6 +76,7 @@ class Recipe:
     objective: str = "plackett_luce"
     seed: int = 42
     fit_head_first: bool = False
+    fit: Fit = field(default_factory=Fit)
     lora: Lora = field(default_factory=Lora)
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -133,6 +144,7 @@ def _check(table: dict[str, Any]) -> list[str]:
         if type(value) is int and (value < least or (most is not None and value > most)):
             legal_range = f"at least {least}" if most is None else f"between {least} and {most}"
             mistakes.append(f"{key}: must be {legal_range}, this is {value}")
+    mistakes += _check_fit(_get(table, ["fit"]), _get(table, ["model", "layers"]))
     epochs, steps = _get(table, ["trainer", "num_train_epochs"]), _get(table, ["trainer", "max_steps"])
     if _fits(epochs, float) and epochs <= 0 and not (_fits(steps, int) and steps > 0):
         mistakes.append(f"trainer.num_train_epochs: must be more than 0, this is {epochs}")
@@ -161,6 +173,26 @@ def _check(table: dict[str, Any]) -> list[str]:
             kinds = [kind for kind in get_args(hints[key]) or (hints[key],) if kind is not type(None)]
             if all(kind in (bool, int, float, str) for kind in kinds) and not any(_fits(value, kind) for kind in kinds):
                 mistakes.append(f"trainer.{key}: must be {' or '.join(map(_type_name, kinds))}, this is {value!r}")
+    return mistakes
+
+
+def _check_fit(fit: Any, depth: Any) -> list[str]:
+    from kwise.data.covariates import covariates
+
+    mistakes = []
+    layers, names = _get(fit, ["layers"]), _get(fit, ["covariates"])
+    if _fits(layers, list[int]):
+        legal = f"between 1 and model.layers = {depth}" if type(depth) is int and depth > 0 else "at least 1"
+        most = depth if type(depth) is int and depth > 0 else None
+        wrong = [each for each in layers if each < 1 or (most is not None and each > most)]
+        mistakes += [f"fit.layers: must be {legal}, this has {each}" for each in wrong]
+        if len(set(layers)) < len(layers):
+            mistakes.append(f"fit.layers: {layers} names a layer twice")
+    for name in names if _fits(names, list[str]) else ():
+        try:
+            covariates([name], [])
+        except ValueError as error:
+            mistakes.append(f"fit.covariates: {error}")
     return mistakes
 
 
@@ -205,7 +237,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is list:
-        return "a list of text"
+        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'text'}"
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "a table")
 
 

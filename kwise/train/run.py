@@ -12,20 +12,25 @@ from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from kwise.data.covariates import covariates, label
 from kwise.data.sources import read_rankings
-from kwise.data.unique import encode_distinct
+from kwise.data.unique import EncodedPool, encode_distinct
 from kwise.model import backbone
 from kwise.model.attention import set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.features import cached_features
 from kwise.model.reward_model import RewardModel, Settings
 from kwise.objective import OBJECTIVES
+from kwise.objective.covariance import head_uncertainty
+from kwise.objective.design import Design
 from kwise.objective.head import fit_head
 from kwise.objective.metrics import Metric, evaluate
 from kwise.records import Ranking
 from kwise.train.recipe import Recipe
 from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseConfig, KwiseTrainer
+
+NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -134,33 +139,81 @@ def load_base(recipe: Recipe, folder: RunFolder) -> RewardModel:
     return RewardModel(model, tokenizer, Settings(recipe.data.max_length, recipe.data.truncation))
 
 
-def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folder: RunFolder) -> dict[str, float]:
-    """Fit the head on features of the frozen backbone and put it in place. Gives the ridge chosen and the loss reached."""
+def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Fit the head on features of the frozen backbone, cut that where it reads best, and put the head in place.
+
+    Gives what was chosen and reached. The head's uncertainty is kept with the model where the head is all that is trained.
+    """
+    depth = model.model.config.get_text_config().num_hidden_layers
     pool = encode_distinct(model.encoder, rankings)
     tokens = sum(item.num_tokens for item in pool.encoded)
     folder.say(f"{len(pool.encoded)} prompts, {pool.num_responses} distinct responses, {tokens} tokens")
     _say_cut(pool.shortened, "distinct responses", recipe, folder)
-    with progress_bar(folder.console) as bar:
-        task = bar.add_task("features", total=pool.num_responses)
-        bf16 = bool(recipe.trainer.get("bf16"))
-        features = cached_features(
-            model.model, pool.encoded, folder.path / "features", bf16, lambda done: bar.update(task, completed=done)
-        )
-    places = [place for own in pool.where for place in own]
-    ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
-    fit = fit_head(features[places], ranks, groups, OBJECTIVES[recipe.objective], seed=recipe.seed)
+    designs = head_designs(
+        model,
+        pool,
+        rankings,
+        folder.path / "features",
+        folder.console,
+        recipe.fit.layers or [depth],
+        recipe.fit.covariates,
+        bool(recipe.trainer.get("bf16")),
+    )
+    objective = OBJECTIVES[recipe.objective]
+    device = "cuda" if model.model.device.type == "cuda" else "cpu"
+    fit = fit_head(designs, objective, seed=recipe.seed, device=device)
+    if fit.layer < depth:
+        backbone.cut_after(model.model, fit.layer)
+    head = getattr(model.model, backbone.HEAD).weight
     with torch.no_grad():
-        getattr(model.model, backbone.HEAD).weight.copy_(torch.from_numpy(fit.weight)[None])
-    for ridge, loss in fit.path:
-        folder.log({"ridge": ridge, "ridge_held_out_loss": loss})
-    folder.log({"ridge": fit.ridge, "loss": fit.loss})
+        head.copy_(torch.from_numpy(fit.weight)[None])
+    for tried in fit.path:
+        folder.log({"layer": tried.layer, "ridge": tried.ridge, "ridge_held_out_loss": tried.held_out})
+    folder.log({"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss})
+    of_layers = f"layer {fit.layer}, " if recipe.fit.layers else ""
     folder.say(
-        f"head fitted: ridge {fit.ridge:g} (of {len(fit.path)} tried, by loss on a fifth of the training prompts), "
+        f"head fitted: {of_layers}ridge {fit.ridge:g} ({len(fit.path)} tried, by loss on a fifth of the training prompts), "
         f"{recipe.objective} loss {fit.loss:.4f} a ranking, largest gradient left {fit.gradient:.0e}"
     )
-    if fit.ridge in (fit.path[0][0], fit.path[-1][0]):
+    own = [tried.ridge for tried in fit.path if tried.layer == fit.layer]
+    if fit.ridge in (own[0], own[-1]):
         folder.say("WARNING: the best ridge is the last one tried on its side; a better one may lie beyond")
-    return {"ridge": fit.ridge, "loss": fit.loss}
+    facts: dict[str, Any] = {"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss}
+    if recipe.method == "head" or recipe.fit.covariates:
+        kind = "fisher" if recipe.objective == "plackett_luce" else "sandwich"
+        uncertainty, errors = head_uncertainty(
+            designs[fit.layer], objective, head, fit.coefficients, fit.ridge, kind, device
+        )
+        model.uncertainty = uncertainty if recipe.method == "head" else None
+        names = [label(each) for each in recipe.fit.covariates]
+        facts["covariates"] = {
+            name: {"coefficient": value, "low": value - NORMAL_95 * error, "high": value + NORMAL_95 * error}
+            for name, value, error in zip(names, fit.coefficients.tolist(), errors.tolist(), strict=True)
+        }
+        for name, found in facts["covariates"].items():
+            folder.say(f"covariate {name}: {found['coefficient']:.3f} [{found['low']:.3f}, {found['high']:.3f}] nats")
+    return facts
+
+
+def head_designs(
+    model: RewardModel,
+    pool: EncodedPool,
+    rankings: list[Ranking],
+    cache: Path,
+    console: Console,
+    layers: list[int],
+    names: list[str],
+    bf16: bool,
+) -> dict[int, Design]:
+    """What a head is fitted to: for each of ``layers`` the features of the pool's responses, with the covariates ``names``."""
+    with progress_bar(console) as bar:
+        task = bar.add_task("features", total=pool.num_responses)
+        features = cached_features(
+            model.model, pool.encoded, cache, layers, bf16, lambda done: bar.update(task, completed=done)
+        )
+    ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
+    columns = covariates(names, (response for prompt in pool.prompts for response in prompt.responses))
+    return {layer: Design(own, pool.where, ranks, groups, columns) for layer, own in features.items()}
 
 
 def build_trainer(

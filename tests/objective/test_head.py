@@ -8,8 +8,7 @@ import torch
 from scipy.linalg import null_space
 from scipy.optimize import root
 
-from kwise.objective import OBJECTIVES
-from kwise.objective import head
+from kwise.objective import OBJECTIVES, head
 from kwise.objective.design import Design
 from kwise.objective.head import HELD_OUT, RIDGES
 from kwise.objective.plackett_luce import plackett_luce

@@ -1,0 +1,55 @@
+"""What judges are known to reward beside quality, as numbers of a response's text: nuisance covariates of the head fit."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+REFUSAL = re.compile(
+    r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can(?:'|no)?t|cannot|won't|will not|must decline)|as an AI\b)",
+    re.IGNORECASE,
+)
+
+
+def _count(pattern: str) -> Callable[[str], float]:
+    found = re.compile(pattern, re.MULTILINE)
+    return lambda text: float(np.log1p(sum(1 for _ in found.finditer(text))))
+
+
+COVARIATES: dict[str, Callable[[str], float]] = {
+    "length": lambda text: float(np.log1p(len(text))),
+    "lists": _count(r"^\s*(?:[-*\u2022]|\d+[.)])\s"),
+    "headings": _count(r"^#{1,6}\s"),
+    "bold": _count(r"\*\*[^*\n]+\*\*"),
+    "code": _count(r"^\s*```"),
+    "refusal": lambda text: float(bool(REFUSAL.search(text[:300]))),
+}
+"""log(1 + characters); log(1 + number) of list items, headings, bold spans, code fences; 1 where the beginning refuses."""
+
+
+def covariates(names: Sequence[str], texts: Iterable[str]) -> np.ndarray:
+    """[N, c] float64, one column for each of ``names``: a key of ``COVARIATES``, or ``name=pattern`` for log(1 + the number of
+    matches of a regular expression of the user's own, ``^`` and ``$`` at line ends).
+
+    Raises ``ValueError`` for an unknown name and for a pattern that is no regular expression.
+    """
+    functions = [_function(name) for name in names]
+    rows = [[function(text) for function in functions] for text in texts]
+    return np.asarray(rows, dtype=np.float64).reshape(len(rows), len(functions))
+
+
+def label(name: str) -> str:
+    """What a covariate is called in reports: the part before ``=``."""
+    return name.partition("=")[0]
+
+
+def _function(name: str) -> Callable[[str], float]:
+    own, equals, pattern = name.partition("=")
+    if not equals:
+        if name not in COVARIATES:
+            raise ValueError(f"unknown covariate '{name}'; known: {', '.join(COVARIATES)}, or name=pattern")
+        return COVARIATES[name]
+    try:
+        return _count(pattern)
+    except re.error as error:
+        raise ValueError(f"covariate '{own}': '{pattern}' is no regular expression: {error}") from error
