@@ -19,7 +19,7 @@ from kwise.model.attention import set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.features import cached_features
 from kwise.model.reward_model import RewardModel, Settings
-from kwise.objective import OBJECTIVES
+from kwise.objective import objective
 from kwise.objective.head import fit_head
 from kwise.objective.metrics import Metric, evaluate
 from kwise.records import Ranking
@@ -65,6 +65,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         "base": recipe.model.base,
         "method": recipe.method,
         "objective": recipe.objective,
+        "objective_options": recipe.objective_options,
         "rankings": len(rankings),
         "kwise": version("kwise"),
     }
@@ -106,6 +107,7 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     return KwiseConfig(
         output_dir=str(Path(recipe.output, "checkpoints")),
         objective=recipe.objective,
+        objective_options=recipe.objective_options,
         seed=recipe.seed,
         max_length=recipe.data.max_length,
         truncation=recipe.data.truncation,
@@ -148,7 +150,8 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         )
     places = [place for own in pool.where for place in own]
     ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
-    fit = fit_head(features[places], ranks, groups, OBJECTIVES[recipe.objective], seed=recipe.seed)
+    loss_function = objective(recipe.objective, **recipe.objective_options)
+    fit = fit_head(features[places], ranks, groups, loss_function, seed=recipe.seed)
     with torch.no_grad():
         getattr(model.model, backbone.HEAD).weight.copy_(torch.from_numpy(fit.weight)[None])
     for ridge, loss in fit.path:
