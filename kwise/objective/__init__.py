@@ -50,8 +50,7 @@ def objective(name: str, /, **options: Any) -> Objective:
     legal = [*list(signature(function).parameters)[3:], "centring"]
     for option, value in options.items():
         if option not in legal:
-            near = _nearest(option, legal)
-            mistakes.append(f"{option}: no such option of '{name}'{near}; it takes {', '.join(legal)}")
+            mistakes.append(f"{option}: '{name}' takes only {', '.join(legal)}{_nearest(option, legal)}")
             continue
         try:  # each option is checked where it is used
             if option == "centring":
