@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from kwise.model.uncertainty import Uncertainty
+from kwise.objective import Objective
 from kwise.objective.design import Design, Standardised, scaling
-from kwise.objective.head import Objective, penalised_hessian, project, sweep
+from kwise.objective.head import penalised_hessian, project, sweep
 
 KINDS = ("fisher", "sandwich", "paper")
 

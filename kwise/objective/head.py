@@ -1,12 +1,13 @@
 """The convex fit of a linear head on frozen features: MLE_K or MLE_2 of arXiv 2301.11270 with ridge, to its optimum."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from kwise.objective import Objective
 from kwise.objective.design import Chunk, Design, Scaling, Standardised, scaling
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -14,7 +15,6 @@ HELD_OUT = 0.2  # share of prompts set aside to choose the ridge
 PATIENCE = 2  # the path ends after so many ridges in a row that are no better than the best one
 COVARIATE_RIDGE = 1e-3  # covariates shall take all they can, but one that separates the answers must stay finite
 ROUNDING = 1e-12  # relative error of a summed loss: near the optimum a step gains less than that
-Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]
 
 
 class Tried(NamedTuple):

@@ -1,13 +1,22 @@
 """The K-wise maximum likelihood estimator MLE_K of arXiv 2301.11270, for rankings of any K, with ties."""
 
+from collections.abc import Sequence
+
 import torch
 
+from kwise.objective.options import by_number, check_weights
 from kwise.objective.ragged import by_list, low
 
 EXACT_TIES = 8  # the exact sum takes 2^m steps for m tied responses
 
 
-def plackett_luce(rewards: torch.Tensor, ranks: torch.Tensor, lists: torch.Tensor) -> tuple[torch.Tensor, int]:
+def plackett_luce(
+    rewards: torch.Tensor,
+    ranks: torch.Tensor,
+    lists: torch.Tensor,
+    top: int | None = None,
+    stage_weights: Sequence[float] = (1.0,),
+) -> tuple[torch.Tensor, int]:
     """Negative log-likelihood of rankings under Plackett-Luce, summed over rankings.
 
     Takes ``rewards`` [R] (float32 or better), ``ranks`` [R] (lower is better, equal is tied) and ``lists`` [R] (which
@@ -17,23 +26,41 @@ def plackett_luce(rewards: torch.Tensor, ranks: torch.Tensor, lists: torch.Tenso
     ties is log K!; for K = 2 it is Bradley-Terry's. Of tied responses the order is unknown, so the likelihood is summed
     over all orders of the tied block: exactly up to ``EXACT_TIES`` responses, by Breslow's approximation (all of them
     drawn against the whole remaining set, times the number of orders) beyond. A block with nothing below it has
-    probability 1, whatever its size; so a ranking whose responses are all tied says nothing and has loss 0.
+    probability 1, whatever its size; so a ranking whose responses are all tied says nothing and has loss 0. A partial
+    ranking ("these are the best three, in this order") is a tie of all others at the bottom. Convex, ties included.
+
+    ``stage_weights``: the weight of the log-probability of the first, second, ... place; the last one goes on. At least 0, not
+    all 0. ``top`` = m, at least 1: only the first m places count. The place of a tied block is 1 + the number of strictly
+    better responses, and it counts as one stage. ``ValueError`` for other values.
 
     See ``all_pairs`` for the estimator that splits a ranking into pairs. PL has the lower variance when its noise model
     is right (Theorem 4.3 there); ``all_pairs`` is the more robust one when it is not.
     """
-    nll = plackett_luce_nll(rewards, ranks, lists)
+    nll = plackett_luce_nll(rewards, ranks, lists, top, stage_weights)
     return nll.sum(), len(nll)
 
 
-def plackett_luce_nll(rewards: torch.Tensor, ranks: torch.Tensor, lists: torch.Tensor) -> torch.Tensor:
+def plackett_luce_nll(
+    rewards: torch.Tensor,
+    ranks: torch.Tensor,
+    lists: torch.Tensor,
+    top: int | None = None,
+    stage_weights: Sequence[float] = (1.0,),
+) -> torch.Tensor:
     """[L] negative log-likelihood of each ranking, in the order of the distinct values of ``lists``."""
+    check_weights("stage_weights", stage_weights)
+    if top is not None and (type(top) is not int or top < 1):
+        raise ValueError(f"top: must be a whole number of at least 1, this is {top!r}")
     table, rank = by_list(rewards, ranks, lists)
     present = torch.isfinite(rank)
     tied_with = (rank.unsqueeze(2) == rank.unsqueeze(1)) & present.unsqueeze(1)  # [L, K, K]
     worse = (rank.unsqueeze(1) > rank.unsqueeze(2)) & present.unsqueeze(1)  # [L, K, K] column ranked below row
+    place = 1 + worse.sum(1)
+    weight = by_number(stage_weights, place, table.dtype)
+    if top is not None:
+        weight = weight.masked_fill(place > top, 0)
     # [L, K] one place per tied block, its first; a list's last block comes next for certain, so it is left out
-    leads = ~tied_with.tril(-1).any(2) & worse.any(2)
+    leads = ~tied_with.tril(-1).any(2) & worse.any(2) & (weight > 0)
     sizes = tied_with.sum(2)
     log_likelihood = (table * 0).sum(1)  # of no block at all it is 0, with a gradient of 0
     for m in sizes[leads].unique().tolist():
@@ -43,7 +70,7 @@ def plackett_luce_nll(rewards: torch.Tensor, ranks: torch.Tensor, lists: torch.T
         tied = responses[tied_with[lead]].view(-1, m)
         below = responses.masked_fill(~worse[lead], low(table.dtype)).logsumexp(1)
         log_p = _any_order(tied, below) if m <= EXACT_TIES else _breslow(tied, below)
-        log_likelihood = log_likelihood.index_add(0, owner, log_p)
+        log_likelihood = log_likelihood.index_add(0, owner, weight[lead] * log_p)
     return -log_likelihood
 
 

@@ -66,7 +66,7 @@ class Recipe:
 
     ``method``: ``head`` fits the head alone, to its optimum, on cached features of the frozen backbone; ``lora`` and ``full``
     train with ``KwiseTrainer``, from that fitted head if ``fit_head_first``. ``trainer`` is passed to ``KwiseConfig``: every
-    field of ``transformers.TrainingArguments`` is legal there.
+    field of ``transformers.TrainingArguments`` is legal there. ``objective_options`` is passed to ``kwise.losses.objective``.
     """
 
     method: str
@@ -78,6 +78,7 @@ class Recipe:
     fit_head_first: bool = False
     fit: Fit = field(default_factory=Fit)
     lora: Lora = field(default_factory=Lora)
+    objective_options: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def to_toml(self) -> str:
@@ -123,7 +124,7 @@ def _check(table: dict[str, Any]) -> list[str]:
     from kwise.data.sources import SOURCES
     from kwise.model.attention import ATTENTION
     from kwise.model.backbone import DTYPES
-    from kwise.objective import OBJECTIVES
+    from kwise.objective import OBJECTIVES, objective
     from kwise.train.trainer import KwiseConfig
 
     choices = {
@@ -139,6 +140,12 @@ def _check(table: dict[str, Any]) -> list[str]:
         value = _get(table, key.split("."))
         if isinstance(value, str) and value not in legal:
             mistakes.append(f"{key}: '{value}' is not one of {', '.join(legal)}")
+    name, options = table.get("objective", Recipe.objective), table.get("objective_options", {})
+    if isinstance(name, str) and name in OBJECTIVES and isinstance(options, dict):
+        try:
+            objective(name, **options)
+        except ValueError as error:
+            mistakes += [f"objective_options.{mistake}" for mistake in str(error).splitlines()]
     for key, (least, most) in RANGES.items():
         value = _get(table, key.split("."))
         if type(value) is int and (value < least or (most is not None and value > most)):
@@ -153,6 +160,7 @@ def _check(table: dict[str, Any]) -> list[str]:
         mistakes.append("data.train: name at least one file")
     elsewhere = {
         "objective": "objective",
+        "objective_options": "objective_options",
         "max_length": "data.max_length",
         "truncation": "data.truncation",
         "seed": "seed",

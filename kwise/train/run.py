@@ -20,7 +20,7 @@ from kwise.model.attention import set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.features import cached_features
 from kwise.model.reward_model import RewardModel, Settings
-from kwise.objective import OBJECTIVES
+from kwise.objective import objective
 from kwise.objective.covariance import head_uncertainty
 from kwise.objective.design import Design
 from kwise.objective.head import fit_head
@@ -70,6 +70,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         "base": recipe.model.base,
         "method": recipe.method,
         "objective": recipe.objective,
+        "objective_options": recipe.objective_options,
         "rankings": len(rankings),
         "kwise": version("kwise"),
     }
@@ -111,6 +112,7 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     return KwiseConfig(
         output_dir=str(Path(recipe.output, "checkpoints")),
         objective=recipe.objective,
+        objective_options=recipe.objective_options,
         seed=recipe.seed,
         max_length=recipe.data.max_length,
         truncation=recipe.data.truncation,
@@ -159,9 +161,9 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         recipe.fit.covariates,
         bool(recipe.trainer.get("bf16")),
     )
-    objective = OBJECTIVES[recipe.objective]
+    loss_function = objective(recipe.objective, **recipe.objective_options)
     device = "cuda" if model.model.device.type == "cuda" else "cpu"
-    fit = fit_head(designs, objective, seed=recipe.seed, device=device)
+    fit = fit_head(designs, loss_function, seed=recipe.seed, device=device)
     if fit.layer < depth:
         backbone.cut_after(model.model, fit.layer)
     head = getattr(model.model, backbone.HEAD).weight
@@ -180,9 +182,9 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         folder.say("WARNING: the best ridge is the last one tried on its side; a better one may lie beyond")
     facts: dict[str, Any] = {"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss}
     if recipe.method == "head" or recipe.fit.covariates:
-        kind = "fisher" if recipe.objective == "plackett_luce" else "sandwich"
+        kind = "fisher" if recipe.objective == "plackett_luce" and not recipe.objective_options else "sandwich"
         uncertainty, errors = head_uncertainty(
-            designs[fit.layer], objective, head, fit.coefficients, fit.ridge, kind, device
+            designs[fit.layer], loss_function, head, fit.coefficients, fit.ridge, kind, device
         )
         model.uncertainty = uncertainty if recipe.method == "head" else None
         names = [label(each) for each in recipe.fit.covariates]

@@ -22,8 +22,9 @@ from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows, row_rewards
-from kwise.objective import OBJECTIVES
+from kwise.objective import objective
 from kwise.objective.metrics import evaluate
+from kwise.objective.plackett_luce import plackett_luce_nll
 from kwise.records import EncodedRanking, Ranking, Row
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class KwiseConfig(TrainingArguments):
     """
 
     objective: str = field(default="plackett_luce", metadata={"help": "a key of kwise.losses.OBJECTIVES"})
+    objective_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "of kwise.losses.objective"})
     rankings_per_step: int = field(default=32, metadata={"help": "rankings per optimiser step, over all processes"})
     tokens_per_row: int = field(default=4096, metadata={"help": "tokens in one forward pass"})
     max_length: int = field(default=2048, metadata={"help": "longest sequence: prompt and one response, in tokens"})
@@ -50,8 +52,7 @@ class KwiseConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective '{self.objective}'; known: {', '.join(OBJECTIVES)}")
+        objective(self.objective, **self.objective_options)  # raises for what it does not know
         for name in ("rankings_per_step", "tokens_per_row"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, this is {getattr(self, name)}")
@@ -76,6 +77,9 @@ class KwiseTrainer(Trainer):
     ``eval_dataset`` are sequences of ``Ranking``. With ``peft_config`` adapters are trained and the head ``score`` is always
     trained and saved. Everything else (optimisers, schedules, trackers, checkpoints) is ``transformers.Trainer``'s.
     ``cut`` holds, per data set, how many rankings had a response shortened to ``max_length``.
+
+    Beside ``loss`` it logs ``nll``, the Plackett-Luce negative log-likelihood per ranking in nats, whatever the objective,
+    averaged over the same steps. Where rewards are equal and ranks are not, that is log K!.
     """
 
     def __init__(
@@ -101,6 +105,9 @@ class KwiseTrainer(Trainer):
         if peft_config is not None:
             peft_config.modules_to_save = sorted({backbone.HEAD, *(peft_config.modules_to_save or [])})
             model = get_peft_model(model, peft_config)
+        self.objective = objective(args.objective, **args.objective_options)
+        self.nll: float | torch.Tensor = 0.0  # summed over the steps since the last log
+        self.nll_steps = 0
         self.settings = Settings(args.max_length, args.truncation)
         self.encoder = Encoder(processing_class, args.max_length, args.truncation)
         self.eval_rankings = list(eval_dataset or [])
@@ -136,6 +143,19 @@ class KwiseTrainer(Trainer):
         """Rows and tokens of the first epoch, over all processes."""
         return tally(self.train_dataset, self._sampler().steps(), self.args.tokens_per_row)
 
+    def train(self, *inputs: Any, **named: Any) -> Any:
+        """As ``transformers.Trainer.train``."""
+        self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
+        return super().train(*inputs, **named)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As ``transformers.Trainer.log``, with ``nll`` beside the training ``loss``."""
+        if "loss" in logs and self.nll_steps:
+            total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
+            logs = {"loss": logs["loss"], "nll": total.item() / self.nll_steps, **logs}
+            self.nll, self.nll_steps = 0.0, 0
+        super().log(logs, start_time)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
@@ -164,18 +184,22 @@ class KwiseTrainer(Trainer):
             shortest = min(split(by_length, 1), key=lambda piece: piece.num_tokens)
             work.append((pack([shortest], shortest.num_tokens)[0], [shortest], 0.0))
         total = torch.zeros((), device=self.args.device)
+        nll = torch.zeros((), device=self.args.device)
         for number, (unit, items, weight) in enumerate(work, 1):
             last = number == len(work)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     rewards = self._rewards(model, unit.rows)
-                loss = self._row_loss(rewards, [items[member] for member in unit.members]) * weight
+                ranks, lists = _ranks_and_lists([items[member] for member in unit.members], rewards.device)
+                loss = self.objective(rewards, ranks, lists)[0] * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
+            nll += plackett_luce_nll(rewards.detach(), ranks, lists).sum() * weight
         if not torch.isfinite(total):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step + 1} is {total.item()}; nothing was updated. Lower the learning rate"
             )
+        self.nll, self.nll_steps = self.nll + nll, self.nll_steps + 1
         return total
 
     def _rewards(self, model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
@@ -188,15 +212,6 @@ class KwiseTrainer(Trainer):
         # dropout must be drawn alike in both runs: checkpoint keeps the random state of the devices of its tensor arguments
         device = torch.empty(0, device=self.args.device)
         return torch.cat([checkpoint(run, row, device, use_reentrant=False) for row in rows])
-
-    def _row_loss(self, rewards: torch.Tensor, items: list[EncodedRanking]) -> torch.Tensor:
-        ranks = torch.tensor(
-            [rank for item in items for rank in item.ranks], dtype=torch.float64, device=rewards.device
-        )
-        sizes = torch.tensor([len(item.suffixes) for item in items], device=rewards.device)
-        lists = torch.repeat_interleave(torch.arange(len(items), device=rewards.device), sizes)
-        loss: torch.Tensor = OBJECTIVES[self.args.objective](rewards, ranks, lists)[0]
-        return loss
 
     def evaluate(
         self,
@@ -241,6 +256,12 @@ class KwiseTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # transformers calls this in every process; the folder is the first one's to make
             self.settings.write(output_dir or self.args.output_dir)
+
+
+def _ranks_and_lists(items: list[EncodedRanking], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ranks = torch.tensor([rank for item in items for rank in item.ranks], dtype=torch.float64, device=device)
+    sizes = torch.tensor([len(item.suffixes) for item in items], device=device)
+    return ranks, torch.repeat_interleave(torch.arange(len(items), device=device), sizes)
 
 
 def read_rows(model: PreTrainedModel) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kwise.objective import OBJECTIVES
 from kwise.objective.all_pairs import all_pairs
 from kwise.objective.plackett_luce import plackett_luce
 
@@ -89,67 +88,46 @@ def test_gradient_is_that_of_finite_differences():
     assert gradcheck(lambda r: all_pairs(r, ranks, lists)[0], (rewards,))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_is_finite_for_far_rewards_in_float32(objective):
-    rewards = torch.tensor([1e4, -1e4, 0.0, 1e4], requires_grad=True)
-    loss, _ = objective(rewards, torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 0, 1]))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(rewards.grad).all()
-    assert rewards.grad[3] == 0  # a list of one
-
-
 def test_far_rewards_cost_their_distance():
     loss, _ = all_pairs(torch.tensor([-1e4, 1e4]), torch.tensor([1, 2]), torch.tensor([0, 0]))
     assert loss.item() == pytest.approx(2e4)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_is_shift_invariant_with_gradients_summing_to_zero_per_list(objective):
-    start = torch.tensor([0.3, -1.0, 2.0, 0.1, 0.5, 0.4], dtype=torch.float64)
-    ranks, lists = torch.tensor([2, 1, 2, 3, 1, 2]), torch.tensor([0, 0, 0, 0, 9, 9])
-    rewards = start.clone().requires_grad_()
-    loss, _ = objective(rewards, ranks, lists)
-    loss.backward()
-    shifted, _ = objective(start + torch.where(lists == 9, 11.0, -4.0), ranks, lists)
-    assert shifted.item() == pytest.approx(loss.item(), rel=1e-12)
-    assert [rewards.grad[lists == i].sum().item() for i in (0, 9)] == pytest.approx([0, 0], abs=1e-12)
+def test_gap_weights_count_distinct_ranks_apart_and_the_last_one_goes_on(loss_of):
+    # ranks 1, 5, 5, 9, 30: gaps count levels, not numbers, and 1 to 30 is three apart, beyond the list of weights
+    rewards, ranks, weights = [0.5, -1.0, 2.0, 0.1, 0.4], [1, 5, 5, 9, 30], [1.0, 0.5]
+    gaps = {(0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 3, (1, 3): 1, (1, 4): 2, (2, 3): 1, (2, 4): 2, (3, 4): 1}
+    costs = [weights[min(gap, 2) - 1] * bradley_terry(rewards[i], rewards[j]) for (i, j), gap in gaps.items()]
+    assert loss_of(all_pairs, rewards, ranks, gap_weights=weights) == pytest.approx(sum(costs) / 9, rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_falls_when_the_best_response_rises(objective):
-    ranks, lists = torch.tensor([3, 1, 2]), torch.zeros(3, dtype=torch.long)
-    low, high = (objective(torch.tensor([0.0, best, 0.0]), ranks, lists)[0].item() for best in (0.0, 1.0))
-    assert high < low
+def test_gap_weights_are_taken_as_they_are(loss_of):
+    assert loss_of(all_pairs, [0.0, 0.0], [1, 2], gap_weights=[5]) == pytest.approx(5 * math.log(2), rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_ignores_order_and_neighbouring_lists(objective):
-    rewards = torch.tensor([0.3, -1.0, 2.0, 0.1, 0.5, 0.4], dtype=torch.float64)
-    ranks, lists = torch.tensor([2.0, 1.0, 2.0, 3.0, 1.0, 2.0]), torch.tensor([-7, -7, -7, -7, 10**12, 10**12])
-    apart = sum(objective(rewards[lists == i], ranks[lists == i], lists[lists == i])[0].item() for i in (-7, 10**12))
-    mixed = torch.tensor([4, 0, 3, 5, 1, 2])
-    loss, count = objective(rewards[mixed], ranks[mixed], lists[mixed])
-    assert count == 2
-    assert loss.item() == pytest.approx(apart, rel=1e-12)
+def test_smoothing_mixes_the_losses_of_both_orders(loss_of):
+    expected = 0.9 * bradley_terry(1.3, -0.4) + 0.1 * bradley_terry(-0.4, 1.3)
+    assert loss_of(all_pairs, [1.3, -0.4], [1, 2], smoothing=0.1) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-@pytest.mark.parametrize("rank_dtype", [torch.int64, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_objective_keeps_the_dtype_of_the_rewards(objective, rank_dtype, dtype):
-    loss, _ = objective(
-        torch.tensor([0.5, 1.0, 0.0], dtype=dtype),
-        torch.tensor([1, 2, 2], dtype=rank_dtype),
-        torch.zeros(3, dtype=torch.long),
-    )
-    assert loss.dtype == dtype
-    assert loss.shape == ()
+@pytest.mark.parametrize("e", [0.01, 0.146, 0.3, 0.49])
+def test_smoothed_loss_is_least_where_the_model_is_as_sure_as_the_judge(e):
+    # d/dd [-(1-e) log s(d) - e log s(-d)] = s(d) - (1-e), so the minimum is at d = log((1-e)/e)
+    rewards = torch.tensor([math.log((1 - e) / e), 0.0], dtype=torch.float64, requires_grad=True)
+    all_pairs(rewards, torch.tensor([1, 2]), torch.tensor([0, 0]), smoothing=e)[0].backward()
+    assert rewards.grad.tolist() == pytest.approx([0, 0], abs=1e-15)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_of_nothing_is_zero_with_a_gradient(objective):
-    rewards = torch.zeros(0, requires_grad=True)
-    loss, count = objective(rewards, torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    loss.backward()
-    assert (loss.item(), count) == (0.0, 0)
+def test_smoothing_of_each_gap_is_its_own_and_the_last_one_goes_on(loss_of):
+    rewards, ranks = [0.5, -1.0, 2.0, 0.1], [1, 2, 3, 4]
+    costs = []
+    for i, j in combinations(range(4), 2):
+        e = 0.3 if j - i == 1 else 0.1
+        costs.append((1 - e) * bradley_terry(rewards[i], rewards[j]) + e * bradley_terry(rewards[j], rewards[i]))
+    assert loss_of(all_pairs, rewards, ranks, smoothing=[0.3, 0.1]) == pytest.approx(sum(costs) / 6, rel=1e-12)
+
+
+def test_smoothed_far_rewards_cost_their_share_of_the_distance():
+    for ranks, share in (([1, 2], 0.25), ([2, 1], 0.75)):
+        loss, _ = all_pairs(torch.tensor([1e4, -1e4]), torch.tensor(ranks), torch.tensor([0, 0]), smoothing=0.25)
+        assert loss.item() == pytest.approx(share * 2e4, rel=1e-6)

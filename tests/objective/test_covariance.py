@@ -137,7 +137,7 @@ def test_standard_errors_are_the_spread_of_heads_fitted_to_rankings_drawn_anew(n
 
 def test_the_pairwise_estimator_is_overconfident_without_the_sandwich():
     # pairs of one ranking depend on one another: taken as independent draws (Fisher of MLE_2 scaled to pairs) they say too little
-    features, ranks, groups, theta = simulate(0, lists=400, k=7, d=3)
+    features, ranks, groups, _ = simulate(0, lists=400, k=7, d=3)
     weight = fit_head(features, ranks, groups, OBJECTIVES["all_pairs"], ridges=[1e-8]).weight
     naive = covariance(features, ranks, groups, weight, 1e-8, "fisher", OBJECTIVES["all_pairs"]) / 21
     honest = covariance(features, ranks, groups, weight, 1e-8, "sandwich", OBJECTIVES["all_pairs"])

@@ -315,3 +315,59 @@ def test_no_entries_are_no_lists_and_a_loss_of_zero_that_can_be_differentiated()
 @pytest.mark.parametrize("ranks", [[1, 2], [1, 1]], ids=str)
 def test_a_nan_reward_is_never_hidden_in_a_finite_loss(ranks):
     assert math.isnan(one([math.nan, 1.0], ranks))
+
+
+def stage_costs(rewards, ranks):
+    """{place: -log P(the block at that place comes next, in any order)}, over all permutations of what is left."""
+    costs, left = {}, list(range(len(ranks)))
+    for rank in sorted(set(ranks)):
+        block = {i for i in left if ranks[i] == rank}
+        p = sum(
+            probability_of_order(rewards, order) for order in permutations(left) if set(order[: len(block)]) == block
+        )
+        costs[1 + len(ranks) - len(left)] = -math.log(p)
+        left = [i for i in left if i not in block]
+    return costs
+
+
+@pytest.mark.parametrize("ranks", RANKINGS, ids=str)
+@pytest.mark.parametrize("top", [1, 2, 3, 5, 9])
+def test_top_counts_the_blocks_that_begin_within_it(loss_of, ranks, top):
+    rewards = draw(20 + len(ranks), len(ranks))
+    expected = sum(cost for place, cost in stage_costs(rewards, ranks).items() if place <= top)
+    assert loss_of(plackett_luce, rewards, ranks, top=top) == pytest.approx(expected, rel=1e-11, abs=1e-11)
+
+
+@pytest.mark.parametrize("top", range(1, 6))
+def test_top_is_the_probability_of_the_first_places_over_all_permutations(loss_of, top):
+    rewards, ranks = draw(21, 6), [4, 6, 1, 3, 5, 2]
+    first = sorted(range(6), key=lambda i: ranks[i])[:top]
+    p = sum(probability_of_order(rewards, order) for order in permutations(range(6)) if list(order[:top]) == first)
+    assert loss_of(plackett_luce, rewards, ranks, top=top) == pytest.approx(-math.log(p), rel=1e-12)
+
+
+def test_partial_ranking_is_a_tie_at_the_bottom(loss_of):
+    rewards = draw(22, 12)
+    full = loss_of(plackett_luce, rewards, list(range(1, 13)), top=3)
+    assert loss_of(plackett_luce, rewards, [1, 2, 3] + [4] * 9) == pytest.approx(full, rel=1e-12)
+
+
+@pytest.mark.parametrize("ranks", RANKINGS, ids=str)
+@pytest.mark.parametrize("weights", [[1.0], [3.0, 0.5], [0.0, 1.0, 2.0], [1.0, 0.0]], ids=str)
+def test_stage_weights_weigh_each_block_by_its_place(loss_of, ranks, weights):
+    rewards = draw(30 + len(ranks), len(ranks))
+    costs = stage_costs(rewards, ranks)
+    expected = sum(weights[min(place, len(weights)) - 1] * cost for place, cost in costs.items())
+    found = loss_of(plackett_luce, rewards, ranks, stage_weights=weights)
+    assert found == pytest.approx(expected, rel=1e-11, abs=1e-11)
+
+
+def test_stage_weights_by_hand(loss_of):
+    # three equal rewards: first place costs log 3, second log 2, the last nothing
+    expected = 5 * math.log(3) + 7 * math.log(2)
+    assert loss_of(plackett_luce, [0.0] * 3, [1, 2, 3], stage_weights=[5, 7, 100]) == pytest.approx(expected, rel=1e-12)
+    assert loss_of(plackett_luce, [0.0] * 3, [1, 2, 3], stage_weights=[5, 7], top=1) == pytest.approx(5 * math.log(3))
+    # a tied block of two takes the places 1 and 2 and the weight of place 1; what follows is at place 3
+    expected = 5 * math.log(6) + 11 * math.log(2)  # P(block) = 2 * 1/4 * 1/3
+    found = loss_of(plackett_luce, [0.0] * 4, [1, 1, 2, 3], stage_weights=[5, 7, 11])
+    assert found == pytest.approx(expected, rel=1e-12)

@@ -101,7 +101,7 @@ max_length = 7
         "trainer.lerning_rate: no such key; did you mean 'trainer.learning_rate'?",
         "trainer.max_length: set 'data.max_length' instead",
         "lora: must be a table",
-        "objective: 'listwise' is not one of plackett_luce, all_pairs",
+        "objective: 'listwise' is not one of plackett_luce, top1, all_pairs",
         "output: is missing",
     ):
         assert sum(line.startswith(start) for line in found) == 1, start
@@ -184,6 +184,7 @@ def test_override_that_cannot_be_one_is_refused(load, override, message):
     ("key", "instead"),
     [
         ("objective", "objective"),
+        ("objective_options", "objective_options"),
         ("max_length", "data.max_length"),
         ("truncation", "data.truncation"),
         ("seed", "seed"),
@@ -219,6 +220,9 @@ def test_to_toml_reads_back_as_the_same_recipe(load, tmp_path):
         "trainer.bf16=false",
         "trainer.max_grad_norm=inf",
         'trainer.report_to=["tensorboard"]',
+        "objective=all_pairs",
+        "objective_options.smoothing=[0.3, 0.125]",
+        "objective_options.centring=1e-3",
         'trainer.lr_scheduler_kwargs={num_cycles = 2, "odd. key" = {deep = "x"}}',
     )
     written = tmp_path / "again.toml"
@@ -226,6 +230,7 @@ def test_to_toml_reads_back_as_the_same_recipe(load, tmp_path):
     again = load_recipe(written)
     assert again == recipe
     assert again.trainer["lr_scheduler_kwargs"] == {"num_cycles": 2, "odd. key": {"deep": "x"}}
+    assert again.objective_options == {"smoothing": [0.3, 0.125], "centring": 0.001}
     assert isinstance(again, Recipe)
 
 
@@ -259,6 +264,23 @@ def test_a_file_that_is_not_there_is_told_in_words(tmp_path):
 def test_a_file_that_is_not_toml_is_told_with_the_place(load):
     with pytest.raises(ValueError, match=r"recipe\.toml: not valid TOML: .*line 1"):
         load("method = head")
+
+
+def test_options_that_the_objective_does_not_take_are_all_told_with_the_other_mistakes(load):
+    overrides = ["objective=all_pairs", "objective_options={smoothing = 0.5, gap_weigths = [1]}", "seed=-1"]
+    assert sorted(mistakes(load, SMALL, *overrides)) == [
+        "objective_options.gap_weigths: 'all_pairs' takes only gap_weights, smoothing, centring; did you mean 'gap_weights'?",
+        "objective_options.smoothing: must be a number of at least 0 and below 0.5, this is 0.5",
+        "seed: must be between 0 and 4294967295, this is -1",
+    ]
+    # the default objective has options too, and those of another are not its own
+    assert mistakes(load, SMALL, "objective_options.top=0") == [
+        "objective_options.top: must be a whole number of at least 1, this is 0"
+    ]
+    assert mistakes(load, SMALL, "objective_options.tie_rate=0.2") == [
+        "objective_options.tie_rate: 'plackett_luce' takes only top, stage_weights, centring"
+    ]
+    assert mistakes(load, SMALL, "objective_options=3") == ["objective_options: must be a table, this is 3"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import tomllib
@@ -189,8 +190,10 @@ def test_rankings_that_are_all_tied_train_nothing(workshop):
 
 
 def test_two_processes_train_a_recipe_to_the_model_of_one(workshop):
-    """By the command of docs/4-train.md; the first process alone writes the run folder."""
+    """By the command of docs/4-train.md; the first process alone writes the run folder. The head begins at zero: whatever the
+    objective, here all_pairs three times over, the first nll of rankings of three is log 3!."""
     overrides = ["method=full", "trainer.max_steps=3", "trainer.eval_strategy=epoch"]
+    overrides += ["objective=all_pairs", "objective_options.gap_weights=[3]"]
     single = run(workshop, *overrides)
     kwise = Path(sys.executable).with_name("kwise")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
@@ -205,15 +208,32 @@ def test_two_processes_train_a_recipe_to_the_model_of_one(workshop):
     ]
     for name, tensor in models[0].state_dict().items():
         torch.testing.assert_close(models[1].state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
-    losses = [
+    logs = [
         [
-            json.loads(line)["loss"]
+            json.loads(line)
             for line in (workshop / folder / "metrics.jsonl").read_text().splitlines()
             if '"loss"' in line
         ]
         for folder in ("run", "two")
     ]
-    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for key, first in (("loss", 3 * math.log(2)), ("nll", math.log(6))):
+        losses = [[entry[key] for entry in own] for own in logs]
+        assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+        assert losses[1][0] == pytest.approx(first, rel=1e-6)
+
+
+def test_options_of_the_objective_reach_the_head_fit_and_the_models_settings(workshop):
+    """The more often the judge is taken to be wrong, the less far apart the rewards."""
+    spreads = []
+    for e in (0.0, 0.4):
+        output = workshop / f"smoothed{e}"
+        options = ["objective=all_pairs", f"objective_options.smoothing={e}", f"output='{output}'"]
+        model = RewardModel.from_pretrained(run(workshop, *options).model)
+        scores = model.score(PROMPT, ["salt salt water", "water", "perhaps some salt"])
+        spreads.append(max(scores) - min(scores))
+        trained = json.loads((output / "model" / "kwise.json").read_text())["trained"]
+        assert (trained["objective"], trained["objective_options"]) == ("all_pairs", {"smoothing": e})
+    assert spreads[1] < spreads[0] / 2
 
 
 def test_the_head_fit_refuses_several_processes(workshop, monkeypatch):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
+from kwise.losses import OBJECTIVES
 from kwise.train.trainer import StepSampler
 
 WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
@@ -84,6 +85,40 @@ def test_the_first_loss_is_the_sum_over_rankings_divided_once(tokenizer, tmp_pat
     )
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_first_nll_of_a_zero_head_is_log_factorial_whatever_the_objective(tokenizer, tmp_path, objective):
+    rankings = make_rankings(5)
+    trainer = make_trainer(
+        tokenizer, tmp_path, rankings, rankings_per_step=5, objective=objective, objective_options={"centring": 0.1}
+    )
+    torch.nn.init.zeros_(trainer.decoder.score.weight)
+    trainer.train()
+    expected = sum(math.log(math.factorial(len(r.ranks))) for r in rankings) / 5
+    assert logged(trainer, "nll")[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_nll_is_averaged_over_the_steps_of_the_loss_beside_it(tokenizer, tmp_path, every):
+    """With Plackett-Luce the two are one number: in every log, of rows over the budget, and when trained a second time."""
+    options = {"rankings_per_step": 2, "logging_steps": every, "max_steps": 5, "tokens_per_row": 150}
+    trainer = make_trainer(tokenizer, tmp_path, **options)
+    trainer.train()
+    trainer.train()
+    assert len(logged(trainer, "nll")) == 5 // every
+    assert logged(trainer, "nll") == pytest.approx(logged(trainer), rel=1e-6)
+    assert [list(entry)[:2] for entry in trainer.state.log_history if "loss" in entry] == [["loss", "nll"]] * (
+        5 // every
+    )
+
+
+def test_options_of_the_objective_count(tokenizer, tmp_path):
+    """At equal rewards the pairwise loss is log 2, here three times that."""
+    trainer = make_trainer(tokenizer, tmp_path, objective="all_pairs", objective_options={"gap_weights": [3]})
+    torch.nn.init.zeros_(trainer.decoder.score.weight)
+    trainer.train()
+    assert logged(trainer)[0] == pytest.approx(3 * math.log(2), rel=1e-6)
+
+
 @pytest.mark.parametrize("objective", ["plackett_luce", "all_pairs"])
 def test_losses_and_gradient_norms_do_not_depend_on_the_row_budget_or_the_attention(tokenizer, tmp_path, objective):
     runs = []
@@ -123,6 +158,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, nu
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["losses"] == pytest.approx(logged(single), rel=1e-6, abs=1e-6)
+    assert result["nll"] == pytest.approx(logged(single, "nll"), rel=1e-6, abs=1e-6)
     assert result["norms"] == pytest.approx(logged(single, "grad_norm"), rel=1e-5)
     assert result["accuracy"] == logged(single, "eval_pair_accuracy")
     assert result["head"] == pytest.approx(single.decoder.score.weight[0].tolist(), abs=1e-6)
@@ -286,6 +322,11 @@ def test_impossible_settings_are_refused(tmp_path, options):
         KwiseConfig(output_dir=str(tmp_path), **options)
 
 
+def test_options_that_the_objective_does_not_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="smoothing: 'plackett_luce' takes only top"):
+        KwiseConfig(output_dir=str(tmp_path), objective_options={"smoothing": 0.1})
+
+
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_every_ranking_is_used_once_an_epoch_in_the_same_steps_for_any_number_of_processes(num_processes):
     lengths = [10 * i + 1 for i in range(11)]
@@ -321,6 +362,7 @@ def main(folder: str, budget: str) -> None:
     if trainer.accelerator.is_main_process:
         result = {
             "losses": logged(trainer),
+            "nll": logged(trainer, "nll"),
             "norms": logged(trainer, "grad_norm"),
             "accuracy": logged(trainer, "eval_pair_accuracy"),
             "head": trainer.decoder.score.weight[0].tolist(),
