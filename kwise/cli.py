@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kwise.data.check import Report
     from kwise.model.reward_model import RewardModel
     from kwise.objective.metrics import Metric
+    from kwise.train.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -102,17 +103,80 @@ def train(
     with user_errors():
         from kwise.train.forecast import forecast
         from kwise.train.recipe import load_recipe
-        from kwise.train.run import train as run_recipe
 
         settings = load_recipe(recipe, overrides or [])
-        quiet_libraries()
         if dry_run:
+            quiet_libraries()
             console.print(str(forecast(settings, errors)), highlight=False, soft_wrap=True)
             return
-        result = run_recipe(settings, resume, errors)
-        if result.before and result.after:
-            console.print(metrics_table("held-out rankings", {"before": result.before, "after": result.after}))
-        console.print(f"model saved in {result.model}", highlight=False)
+        run(settings, resume)
+
+
+@app.command()
+def fit(
+    base: Annotated[str, typer.Argument(help="folder or hub id of a chat model, or smollm2")],
+    files: Annotated[list[str], typer.Argument(help="rankings to fit the head to")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder; the model will be in OUT/model")],
+    held_out: Annotated[list[str] | None, typer.Option("--eval", help="held-out rankings; may be repeated")] = None,
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="cut after the best of these layers; may be repeated")
+    ] = None,
+    covariates: Annotated[
+        list[str] | None, typer.Option("--covariate", help="left out of scores: length, lists, ...; may be repeated")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="a name of kwise.losses")] = "plackett_luce",
+    max_length: Annotated[int, typer.Option(help="longest sequence, in tokens")] = 2048,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with half-written features")] = False,
+) -> None:
+    """Fit a linear head to rankings on a frozen chat model: a reward model in minutes. Short for a recipe of method head."""
+    with user_errors():
+        from kwise.train.recipe import build_recipe
+
+        table = {
+            "method": "head",
+            "output": str(out),
+            "objective": objective,
+            "data": {"train": files, "eval": held_out or [], "max_length": max_length},
+            "model": {"base": base, "layers": max(layers or [0])},
+            "fit": {"layers": layers or [], "covariates": covariates or []},
+        }
+        run(build_recipe(table, "kwise fit"), resume)
+
+
+def run(recipe: "Recipe", resume: bool) -> None:
+    """Train by ``recipe`` and say what came out."""
+    from kwise.train.run import train as run_recipe
+
+    quiet_libraries()
+    result = run_recipe(recipe, resume, errors)
+    if result.before and result.after:
+        console.print(metrics_table("held-out rankings", {"before": result.before, "after": result.after}))
+    console.print(f"model saved in {result.model}", highlight=False)
+
+
+@app.command()
+def uncertainty(
+    model: Annotated[str, typer.Argument(help="folder of a reward model; the error of its head is written into it")],
+    files: Annotated[list[str], typer.Argument(help="the rankings it was trained on")],
+    kind: Annotated[
+        str | None, typer.Option(help="fisher, sandwich or paper; by default what fits the objective")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="where features are kept; 'features' beside MODEL")] = None,
+    source: SOURCE = "auto",
+    dtype: DTYPE = "float32",
+) -> None:
+    """Give MODEL the error bars of its rewards, whatever it was trained with."""
+    with user_errors():
+        from kwise.train.uncertainty import add_uncertainty
+
+        folder = Path(model)
+        if not folder.is_dir():
+            raise ValueError(f"{model} is no local folder: the uncertainty is written into it, so save the model first")
+        reward_model = load_model(model, dtype)
+        found = add_uncertainty(reward_model, files, cache or folder.parent / "features", kind, source, errors)
+        found.save(folder)
+        facts = ", ".join(f"{name} {value}" for name, value in found.facts.items())
+    console.print(f"uncertainty written into {folder}: {facts}", highlight=False, soft_wrap=True)
 
 
 @app.command()

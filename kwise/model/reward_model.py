@@ -115,7 +115,7 @@ class RewardModel:
         if settings.reward_at != "last_token":
             raise ValueError(f"unknown reward rule '{settings.reward_at}'; this version of kwise knows 'last_token'")
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.uncertainty: Uncertainty | None = None
+        self._uncertainty: Uncertainty | str | None = None  # a path until it is asked for
         self.encoder = Encoder(tokenizer, settings.max_length, settings.truncation)
 
     @classmethod
@@ -138,9 +138,22 @@ class RewardModel:
             settings = Settings.read(Path(file))
         found = cls(model, backbone.load_tokenizer(folder), settings)
         beside = cached_file(folder, UNCERTAINTY_FILE, _raise_exceptions_for_missing_entries=False)
-        if beside is not None:
-            found.uncertainty = Uncertainty.load(beside, getattr(model, backbone.HEAD).weight)
+        found._uncertainty = beside
         return found
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The error of the head, where the folder has it; read when first asked for, as it takes 4 d^2 bytes.
+
+        Raises ``ValueError`` if the file in the folder belongs to another head.
+        """
+        if isinstance(self._uncertainty, str):
+            self._uncertainty = Uncertainty.load(self._uncertainty, getattr(self.model, backbone.HEAD).weight)
+        return self._uncertainty
+
+    @uncertainty.setter
+    def uncertainty(self, uncertainty: Uncertainty | None) -> None:
+        self._uncertainty = uncertainty
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` load, ``kwise.json``, and the
@@ -166,16 +179,15 @@ class RewardModel:
 
         Raises ``ValueError`` for a model without uncertainty, and for what ``score`` refuses.
         """
-        self.assert_uncertainty()
-        assert self.uncertainty is not None
+        uncertainty = self._known_uncertainty()
         encoded = self._encode(messages, responses)
         if not encoded.suffixes:
             return Assessment([], [], [], [])
         self.model.eval()
         features = next(map_rows(self.model, [encoded], hidden_states))
         rewards = head_rewards(self.model, features.to(self.model.device)).cpu().double()
-        errors = self.uncertainty.errors(features).double()
-        beats = win_probability(rewards[:, None] - rewards, self.uncertainty.difference_errors(features))
+        errors = uncertainty.errors(features).double()
+        beats = win_probability(rewards[:, None] - rewards, uncertainty.difference_errors(features))
         lower = rewards - c * errors
         return Assessment(rewards.tolist(), errors.tolist(), lower.tolist(), beats.tolist())
 
@@ -188,10 +200,10 @@ class RewardModel:
         values = self.assess(messages, responses, c).lower if c else self.score(messages, responses)
         return max(range(len(values)), key=values.__getitem__)
 
-    def assert_uncertainty(self) -> None:
-        """Raises ``ValueError`` for a model that was saved without its uncertainty."""
+    def _known_uncertainty(self) -> Uncertainty:
         if self.uncertainty is None:
             raise ValueError("this model has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
+        return self.uncertainty
 
     def _encode(self, messages: str | list[Message], responses: str | Sequence[str]) -> EncodedRanking:
         turns = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
@@ -229,9 +241,7 @@ class RewardModel:
 
         Raises ``ValueError`` for a model without uncertainty.
         """
-        self.assert_uncertainty()
-        assert self.uncertainty is not None
-        uncertainty = self.uncertainty
+        uncertainty = self._known_uncertainty()
         self.model.eval()
 
         def read(model: PreTrainedModel, row: Row) -> torch.Tensor:

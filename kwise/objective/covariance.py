@@ -1,5 +1,6 @@
 """The covariance of a head, from the rankings it was fitted to (arXiv 2301.11270, section 3 and Theorem 4.3)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ from kwise.objective.design import Design, Standardised, scaling
 from kwise.objective.head import penalised_hessian, project, sweep
 
 KINDS = ("fisher", "sandwich", "paper")
+
+
+def default_kind(name: str, options: Mapping[str, Any]) -> str:
+    """``fisher`` where the objective is the likelihood of a noise model (Plackett-Luce as it is), else ``sandwich``."""
+    return "fisher" if name == "plackett_luce" and not options else "sandwich"
 
 
 def head_covariance(

@@ -105,6 +105,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"{path}: no such file") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
+    return build_recipe(table, str(path), overrides)
+
+
+def build_recipe(table: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """As ``load_recipe``, of a table that is in memory; mistakes are reported under ``name``."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -114,7 +119,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = _build(Recipe, table, "", mistakes)
     mistakes += _check(table)
     if mistakes:
-        raise ValueError(f"{path}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+        raise ValueError(f"{name}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
     return recipe  # type: ignore[no-any-return]
 
 

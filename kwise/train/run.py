@@ -21,7 +21,7 @@ from kwise.model.attention.exact import assert_exact
 from kwise.model.features import cached_features
 from kwise.model.reward_model import RewardModel, Settings
 from kwise.objective import objective
-from kwise.objective.covariance import head_uncertainty
+from kwise.objective.covariance import default_kind, head_uncertainty
 from kwise.objective.design import Design
 from kwise.objective.head import fit_head
 from kwise.objective.metrics import Metric, evaluate
@@ -182,7 +182,7 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         folder.say("WARNING: the best ridge is the last one tried on its side; a better one may lie beyond")
     facts: dict[str, Any] = {"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss}
     if recipe.method == "head" or recipe.fit.covariates:
-        kind = "fisher" if recipe.objective == "plackett_luce" and not recipe.objective_options else "sandwich"
+        kind = default_kind(recipe.objective, recipe.objective_options)
         uncertainty, errors = head_uncertainty(
             designs[fit.layer], loss_function, head, fit.coefficients, fit.ridge, kind, device
         )

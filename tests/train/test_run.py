@@ -240,3 +240,55 @@ def test_the_head_fit_refuses_several_processes(workshop, monkeypatch):
     monkeypatch.setattr("kwise.train.run.PartialState", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
     with pytest.raises(ValueError, match="runs in one process"):
         run(workshop)
+
+
+def test_the_head_fit_cuts_the_backbone_where_held_out_prompts_are_read_best(workshop):
+    both = load_recipe(workshop / "recipe.toml", ["fit.layers=[1, 2]", f"output={workshop / 'both'}"])
+    result = train(both)
+    tried = [entry for entry in entries(workshop / "both") if "ridge_held_out_loss" in entry]
+    best = min(tried, key=lambda entry: entry["ridge_held_out_loss"])
+    model = RewardModel.from_pretrained(result.model)
+    assert {entry["layer"] for entry in tried} == {1, 2}
+    assert model.model.config.num_hidden_layers == model.settings.trained["layer"] == best["layer"]
+    alone = load_recipe(workshop / "recipe.toml", [f"model.layers={best['layer']}", f"output={workshop / 'alone'}"])
+    weight = RewardModel.from_pretrained(train(alone).model).model.score.weight
+    torch.testing.assert_close(model.model.score.weight, weight, atol=1e-5, rtol=1e-4)
+
+
+def test_covariates_are_reported_with_intervals_and_left_out_of_scores(workshop):
+    # 'water' is noise that differs between answers by its number alone; length goes with quality in nine of twelve rankings
+    recipe = load_recipe(
+        workshop / "recipe.toml", ['fit.covariates=["length", "salty=salt"]', f"output={workshop / 'run2'}"]
+    )
+    model = RewardModel.from_pretrained(train(recipe).model)
+    found = model.settings.trained["covariates"]
+    assert list(found) == ["length", "salty"]
+    assert all(each["low"] < each["coefficient"] < each["high"] for each in found.values())
+    assert found["salty"]["coefficient"] + found["length"]["coefficient"] > 0
+    plain = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    answers = ["salt salt water 2", "water 0"]
+    (high, low), (less_high, less_low) = (each.score(PROMPT, answers) for each in (plain, model))
+    assert abs(less_high - less_low) < abs(high - low)
+
+
+def test_a_fitted_head_has_error_bars_and_one_that_was_trained_on_has_none(workshop):
+    model = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    assert model.uncertainty.facts | {"ridge": 0} == {"kind": "fisher", "rankings": 12, "prompts": 12, "ridge": 0}
+    found = model.assess(PROMPT, ["salt salt water 2", "water 0", "water 0"], c=2.0)
+    assert found.rewards == pytest.approx(model.score(PROMPT, ["salt salt water 2", "water 0", "water 0"]), abs=1e-5)
+    assert all(error > 0 for error in found.errors)
+    assert found.lower == pytest.approx(
+        [reward - 2 * error for reward, error in zip(found.rewards, found.errors, strict=True)]
+    )
+    assert found.beats[1][2] == pytest.approx(0.5, abs=1e-5)
+    doubtless = 1 / (1 + math.exp(found.rewards[1] - found.rewards[0]))
+    assert abs(found.beats[0][1] - 0.5) < abs(doubtless - 0.5)
+    overrides = ["method=lora", "fit_head_first=true", f"output={workshop / 'lora'}", "trainer.max_steps=1"]
+    lora = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml", overrides)).model)
+    assert lora.uncertainty is None
+    with pytest.raises(ValueError, match="kwise uncertainty"):
+        lora.assess(PROMPT, ["a", "b"])
+
+
+def entries(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

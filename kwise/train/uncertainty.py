@@ -1,0 +1,48 @@
+"""``kwise uncertainty``: the error of a trained model's rewards, from the rankings it was trained on."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from kwise.data.sources import read_rankings
+from kwise.data.unique import encode_distinct
+from kwise.model import backbone
+from kwise.model.reward_model import RewardModel
+from kwise.model.uncertainty import Uncertainty
+from kwise.objective import objective
+from kwise.objective.covariance import KINDS, default_kind, head_uncertainty
+from kwise.objective.head import fit_head
+from kwise.train.run import head_designs
+
+
+def add_uncertainty(
+    model: RewardModel, files: list[str], cache: Path, kind: str | None, source: str, console: Console
+) -> Uncertainty:
+    """Give ``model``, however it was trained, the covariance of its head over its last layer's features, from the rankings in
+    ``files``. Covers the error of the head alone: the layers below are taken as they are.
+
+    The objective is the one the model was trained with (``kwise.json``; Plackett-Luce where it says nothing). So is the ridge;
+    a head that was not fitted with one gets that of the head fit on the same features. ``kind`` None is
+    ``default_kind``. Features are cached in ``cache``. Raises ``ValueError`` for an unknown kind.
+    """
+    trained = model.settings.trained
+    name, options = trained.get("objective", "plackett_luce"), trained.get("objective_options", {})
+    kind = kind or default_kind(name, options)
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
+    rankings = [ranking for file in files for ranking in read_rankings(file, source)]
+    pool = encode_distinct(model.encoder, rankings)
+    if pool.shortened:
+        console.print(f"{pool.shortened} distinct responses were cut to {model.settings.max_length} tokens")
+    depth = len(backbone.decoder_layers(model.model))
+    (design,) = head_designs(model, pool, rankings, cache, console, [depth], [], bf16=False).values()
+    loss_function = objective(name, **options)
+    ridge = trained.get("ridge") if trained.get("method") == "head" else None
+    if ridge is None:
+        fit = fit_head({depth: design}, loss_function)
+        ridge = fit.ridge
+        console.print(f"ridge {ridge:g}, as a head fitted anew to these features takes", highlight=False)
+    head = getattr(model.model, backbone.HEAD).weight
+    model.uncertainty, _ = head_uncertainty(design, loss_function, head, np.zeros(0), ridge, kind)
+    return model.uncertainty

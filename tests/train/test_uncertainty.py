@@ -1,0 +1,43 @@
+import pytest
+import torch
+from rich.console import Console
+from test_run import PROMPT, workshop, write_rankings  # noqa: F401  the fixture
+
+from kwise import RewardModel
+from kwise.train.recipe import load_recipe
+from kwise.train.run import train
+from kwise.train.uncertainty import add_uncertainty
+
+
+def add(model, folder, kind=None):
+    return add_uncertainty(model, [str(folder / "train.jsonl")], folder / "cache", kind, "auto", Console(quiet=True))
+
+
+def test_a_fitted_heads_uncertainty_made_afterwards_is_the_one_it_was_saved_with(workshop):
+    model = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    saved = model.uncertainty
+    again = add(model, workshop)
+    assert again.facts == saved.facts
+    torch.testing.assert_close(again.root @ again.root.T, saved.root @ saved.root.T, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fisher", "sandwich", "paper"])
+def test_a_model_trained_by_lora_gets_error_bars_that_are_kept_and_found(workshop, kind):
+    overrides = ["method=lora", "trainer.max_steps=2", "trainer.learning_rate=0.01"]
+    result = train(load_recipe(workshop / "recipe.toml", overrides))
+    model = RewardModel.from_pretrained(result.model)
+    assert model.uncertainty is None
+    add(model, workshop, kind).save(result.model)
+    loaded = RewardModel.from_pretrained(result.model)
+    assert loaded.uncertainty.facts["kind"] == kind
+    assert loaded.assess(PROMPT, ["salt salt", "water"]) == model.assess(PROMPT, ["salt salt", "water"])
+    # far from what it was trained on it is less sure, and the best answer is then the one it knows
+    known, strange = loaded.assess(PROMPT, ["salt salt water 4", "?? ()(]{{{ 77 zz # zz # 88"]).errors
+    assert known < strange
+
+
+def test_an_unknown_kind_is_refused_before_anything_is_run(workshop):
+    model = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    with pytest.raises(ValueError, match="unknown kind 'fischer'; known: fisher, sandwich, paper"):
+        add(model, workshop, "fischer")
+    assert not (workshop / "cache").exists()
