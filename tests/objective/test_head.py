@@ -1,6 +1,7 @@
 """The convex head fit against independent solvers and against what theory says of the two estimators."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.linalg import null_space
 from scipy.optimize import root
 
 from kwise.objective import OBJECTIVES, head
+from kwise.objective import design as design_module
 from kwise.objective.design import Design
 from kwise.objective.head import HELD_OUT, RIDGES
 from kwise.objective.plackett_luce import plackett_luce
@@ -286,3 +288,49 @@ def test_k_wise_estimator_is_closer_to_the_truth_than_the_pairwise_one():
     k_wise, pairwise = np.mean(errors["plackett_luce"]), np.mean(errors["all_pairs"])
     assert k_wise < pairwise < 0.012
     assert k_wise == pytest.approx(0.0049, rel=0.3)
+
+
+def test_a_covariate_takes_what_it_explains_and_the_head_keeps_the_rest():
+    # a judge who likes x beside theta; x goes with the first feature, so a fit without x gives its weight to that feature
+    rng = np.random.default_rng(3)
+    theta, liking = np.array([0.0, 1.0, -0.5]), 1.5
+    features = rng.normal(size=(2000 * 4, 3))
+    x = features[:, 0] + 0.5 * rng.normal(size=8000)
+    utility = (features @ theta + liking * x + rng.gumbel(size=8000)).reshape(2000, 4)
+    ranks = (1 + (-utility).argsort(1).argsort(1)).tolist()
+    plain = design(features, ranks, [str(i) for i in range(2000)])
+    blind = head.fit_head({1: plain}, plackett_luce, ridges=[1e-4])
+    fit = head.fit_head({1: replace(plain, covariates=x[:, None])}, plackett_luce, ridges=[1e-4])
+    assert blind.weight[0] > 1.0
+    assert fit.weight == pytest.approx(theta, abs=0.2)
+    assert fit.coefficients == pytest.approx([liking], abs=0.2)
+    assert blind.coefficients.shape == (0,)
+
+
+def test_the_layer_with_the_lower_held_out_loss_is_taken_and_fitted_as_if_alone():
+    features, ranks, groups, _ = simulate(2, lists=80, k=4, d=4)
+    blurred = features + 3 * np.random.default_rng(0).normal(size=features.shape)
+    both = {2: design(blurred, ranks, groups), 5: design(features, ranks, groups), 9: design(blurred, ranks, groups)}
+    fit = head.fit_head(both, plackett_luce)
+    alone = fit_head(features, ranks, groups, plackett_luce)
+    assert fit.layer == 5
+    assert fit.weight == pytest.approx(alone.weight, rel=1e-9)
+    assert {tried.layer for tried in fit.path} == {2, 5, 9}
+
+
+def test_a_design_read_in_small_chunks_gives_the_same_fit(monkeypatch):
+    features, ranks, groups = mixed_problem()
+    whole = fit_head(features, ranks, groups, plackett_luce)
+    monkeypatch.setattr(design_module, "CHUNK", 3 * 12)
+    monkeypatch.setattr(design_module, "IN_MEMORY", 0)
+    parts = fit_head(features, ranks, groups, plackett_luce)
+    assert parts.ridge == whole.ridge
+    assert parts.weight == pytest.approx(whole.weight, rel=1e-9)
+
+
+def test_responses_that_rankings_share_are_read_from_one_row():
+    features, ranks, groups, _ = simulate(6, lists=30, k=4, d=3)
+    twice = Design(features, [list(range(4 * i, 4 * i + 4)) for i in [*range(30), *range(30)]], ranks * 2, groups * 2)
+    copied = design(np.concatenate([features, features]), ranks * 2, groups * 2)
+    pooled, apart = (head.fit_head({1: each}, plackett_luce) for each in (twice, copied))
+    assert pooled.weight == pytest.approx(apart.weight, rel=1e-9)

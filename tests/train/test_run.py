@@ -8,68 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from workshop import PROMPT, write_rankings
 
 from kwise import DataError, RewardModel
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
-
-PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
-
-
-def write_rankings(path, num, offset=0, noise=0):
-    """Answers with more 'salt' are better, but worse in every ``noise``-th ranking."""
-    with path.open("w") as file:
-        for i in range(num):
-            sign = -1 if noise and i % noise == noise - 1 else 1
-            answers = [
-                {"rank": 3 - n * sign, "completion": "salt " * n + f"water {i * n}", "model": f"m{n}"}
-                for n in (2, 0, 1)
-            ]
-            context = [{"role": "user", "content": f"question {i + offset}"}]
-            file.write(json.dumps({"context": context, "completions": answers}) + "\n")
-    return str(path)
-
-
-@pytest.fixture
-def workshop(tmp_path, tokenizer):
-    """A tiny base model, training and held-out rankings, and a recipe that uses them."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)  # so that responses differ clearly, as in a trained model
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    write_rankings(tmp_path / "train.jsonl", 12, noise=4)
-    write_rankings(tmp_path / "heldout.jsonl", 6, offset=100)
-    (tmp_path / "recipe.toml").write_text(f"""
-method = "head"
-output = '{tmp_path / "run"}'
-[data]
-train = ['{tmp_path / "train.jsonl"}']
-eval = ['{tmp_path / "heldout.jsonl"}']
-max_length = 64
-[model]
-base = '{tmp_path / "base"}'
-[lora]
-r = 2
-[trainer]
-use_cpu = true
-disable_tqdm = true
-rankings_per_step = 4
-learning_rate = 1e-3
-""")
-    return tmp_path
 
 
 def run(workshop, *overrides, **options):
@@ -256,7 +200,6 @@ def test_the_head_fit_cuts_the_backbone_where_held_out_prompts_are_read_best(wor
 
 
 def test_covariates_are_reported_with_intervals_and_left_out_of_scores(workshop):
-    # 'water' is noise that differs between answers by its number alone; length goes with quality in nine of twelve rankings
     recipe = load_recipe(
         workshop / "recipe.toml", ['fit.covariates=["length", "salty=salt"]', f"output={workshop / 'run2'}"]
     )
@@ -264,11 +207,14 @@ def test_covariates_are_reported_with_intervals_and_left_out_of_scores(workshop)
     found = model.settings.trained["covariates"]
     assert list(found) == ["length", "salty"]
     assert all(each["low"] < each["coefficient"] < each["high"] for each in found.values())
-    assert found["salty"]["coefficient"] + found["length"]["coefficient"] > 0
-    plain = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    # the score is the head's alone, as any tool that loads the folder computes it
     answers = ["salt salt water 2", "water 0"]
-    (high, low), (less_high, less_low) = (each.score(PROMPT, answers) for each in (plain, model))
-    assert abs(less_high - less_low) < abs(high - low)
+    plain = AutoModelForSequenceClassification.from_pretrained(workshop / "run2" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(workshop / "run2" / "model")
+    for answer, score in zip(answers, model.score(PROMPT, answers), strict=True):
+        turns = [*PROMPT, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        assert plain(**ids).logits.item() == pytest.approx(score, abs=1e-5)
 
 
 def test_a_fitted_head_has_error_bars_and_one_that_was_trained_on_has_none(workshop):

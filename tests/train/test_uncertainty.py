@@ -1,7 +1,7 @@
 import pytest
 import torch
 from rich.console import Console
-from test_run import PROMPT, workshop, write_rankings  # noqa: F401  the fixture
+from workshop import PROMPT
 
 from kwise import RewardModel
 from kwise.train.recipe import load_recipe
