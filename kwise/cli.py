@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kwise.model.reward_model import RewardModel
     from kwise.objective.metrics import Metric
     from kwise.train.recipe import Recipe
+    from kwise.use.calibrate import Calibrated
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -167,7 +168,7 @@ def uncertainty(
 ) -> None:
     """Give MODEL the error bars of its rewards, whatever it was trained with."""
     with user_errors():
-        from kwise.train.uncertainty import add_uncertainty
+        from kwise.train.add_uncertainty import add_uncertainty
 
         folder = Path(model)
         if not folder.is_dir():
@@ -185,6 +186,9 @@ def score(
     file: Annotated[str, typer.Argument(help="conversations, rankings or pairs; JSON lines or parquet")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where the lines with scores go")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with a half-written OUT")] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="(reward - centre) / temperature, by what kwise calibrate found")
+    ] = False,
     dtype: DTYPE = "float32",
 ) -> None:
     """Write every line of FILE with its score, in order."""
@@ -196,7 +200,12 @@ def score(
         reward_model = load_model(model, dtype)
         with errors.status("scoring") as status:
             counts = score_file(
-                reward_model, file, str(out), resume, lambda lines: status.update(f"{lines} lines scored")
+                reward_model,
+                file,
+                str(out),
+                resume,
+                lambda lines: status.update(f"{lines} lines scored"),
+                calibrated,
             )
     errors.print(
         f"{counts['written']} lines written to {out}" + (f", {counts['kept']} kept from before" if resume else ""),
@@ -245,6 +254,38 @@ def evaluate(
             report_shortened(result.shortened, reward_model)
             if json_out is not None:
                 json_out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="folder of a reward model; its kwise.json is rewritten")],
+    files: Annotated[list[str], typer.Argument(help="held-out rankings or pairs")],
+    length: Annotated[bool, typer.Option("--length", help="also take off what the reward gains with length")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="also write figures and curves here")] = None,
+    source: SOURCE = "auto",
+    dtype: DTYPE = "float32",
+) -> None:
+    """Fit MODEL's temperature and centre to the held-out rankings in FILES, and keep them in MODEL."""
+    with user_errors():
+        from kwise.train.run_folder import progress_bar
+        from kwise.use.calibrate import calibrate as fit
+        from kwise.use.calibrate import to_json
+
+        if not Path(model).is_dir():
+            raise ValueError(f"{model} is no local folder: what is found is written into it, so save the model first")
+        if json_out is not None and not json_out.parent.is_dir():
+            raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
+        reward_model = load_model(model, dtype)
+        with progress_bar(errors) as bar:
+            task = bar.add_task("scoring", total=None)
+            result = fit(reward_model, files, length, source, partial(show_progress, bar, task))
+        print_calibration(result, length)
+        report_shortened(result.shortened, reward_model)
+        if json_out is not None:
+            json_out.write_text(json.dumps(to_json(result), indent=2) + "\n", encoding="utf-8")
+        reward_model.settings.calibration = result.calibration
+        reward_model.settings.write(model)
+    console.print(f"written to {Path(model) / 'kwise.json'}", highlight=False, soft_wrap=True)
 
 
 @data_app.command("check")
@@ -310,10 +351,45 @@ def metrics_table(title: str, columns: "dict[str, dict[str, Metric]]") -> Table:
     return table
 
 
+def print_calibration(result: "Calibrated", length: bool) -> None:
+    """What ``kwise calibrate`` found: the fit, what it changes, and the reliability curve of pairs."""
+    found = result.calibration
+    console.print(f"{found.rankings} rankings, {found.pairs} pairs", highlight=False)
+    console.print(
+        f"temperature {found.temperature:.4g} (standard error {found.temperature_error:.2g})", highlight=False
+    )
+    console.print(f"centre {found.centre:.4g}", highlight=False)
+    if length:
+        slope = f"{found.length_slope:.4g} (standard error {found.length_slope_error:.2g})"
+        console.print(f"length slope {slope} a unit of log(1 + characters)", highlight=False)
+    table = Table("95 % interval", title="held-out rankings, after: other prompts' fit", title_justify="left")
+    names = list(result.figures["before"]) if length else ["pair_nll", "ece", "top1_ece"]
+    for stage in result.figures:
+        table.add_column(stage, justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *(_cell(name, metrics.get(name)) for metrics in result.figures.values()))
+    console.print(table)
+    table = Table("sure by, %", title="reliability of pairs: mean confidence and share right", title_justify="left")
+    for stage in result.curves:
+        for title in ("pairs", "says, %", "is right, %"):
+            table.add_column(f"{title}\n{stage}", justify="right", no_wrap=True)
+    for bins in zip(*(kinds["pairs"] for kinds in result.curves.values()), strict=True):
+        cells = [
+            cell
+            for each in bins
+            for cell in (
+                str(each.n),
+                *("-" if share is None else f"{100 * share:.1f}" for share in (each.confidence, each.right)),
+            )
+        ]
+        table.add_row(f"{100 * bins[0].low:.0f} to {100 * bins[0].high:.0f}", *cells)
+    console.print(table)
+
+
 def _cell(name: str, metric: "Metric | None") -> str:
     if metric is None or metric.value is None:
         return "-"
-    factor, digits = (1, 3) if name in ("nll", "kendall_tau") else (100, 1)
+    factor, digits = (1, 3) if name in ("nll", "pair_nll", "kendall_tau", "length_correlation") else (100, 1)
     value, low, high = (f"{factor * each:.{digits}f}" for each in (metric.value, metric.low or 0.0, metric.high or 0.0))
     return f"{value} \\[{low}, {high}]"
 

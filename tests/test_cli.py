@@ -1,6 +1,8 @@
 import gzip
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -10,7 +12,8 @@ from kwise import RewardModel
 from kwise.cli import app
 from kwise.model.reward_model import Settings
 
-METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "kendall_tau", "nll", "longer_wins", "better_model_wins"}
+METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "kendall_tau", "nll", "ece", "top1_ece"}
+METRICS |= {"longer_wins", "better_model_wins"}
 
 
 def run(*words):
@@ -156,3 +159,76 @@ def test_a_folder_that_is_no_reward_model_is_an_error_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     code, text = run("eval", tmp_path / "empty", file)
     assert code == 1 and "error:" in text
+
+
+def ranked_by(model, path, temperature, prompts=40):
+    """Rankings that follow the model's own rewards / temperature, with Gumbel noise."""
+    loaded, rng, rows = RewardModel.from_pretrained(model), np.random.default_rng(0), []
+    for i in range(prompts):
+        answers = ["x" * int(n) + str(i) for n in rng.integers(1, 40, 3)]
+        rewards = np.array(loaded.score(f"question {i}", answers))
+        ranks = (-(rewards / temperature + rng.gumbel(size=3))).argsort().argsort() + 1
+        completions = [{"completion": each, "rank": int(rank)} for each, rank in zip(answers, ranks, strict=True)]
+        rows.append({"context": [{"role": "user", "content": f"question {i}"}], "completions": completions})
+    return write(path, rows)
+
+
+def test_calibrate_writes_into_the_model_what_score_and_probability_use(model, tmp_path):
+    spread = np.std(RewardModel.from_pretrained(model).score("q", ["x" * n for n in range(1, 40)]))
+    file = ranked_by(model, tmp_path / "held.jsonl", spread / 2)
+    code, text = run("calibrate", model, file, "--length", "--json", tmp_path / "out.json")
+    assert code == 0, text
+    kept = json.loads((model / "kwise.json").read_text())
+    assert kept["max_length"] == 128
+    found = kept["calibration"]
+    assert (found["rankings"], found["pairs"], found["data"]) == (40, 120, ["held.jsonl"])
+    for name in ("temperature", "centre", "length_slope"):
+        assert f"{found[name]:.4g}" in text
+    for name in ("pair_nll", "ece", "top1_ece", "longer_better", "shorter_better", "length_correlation"):
+        assert name in text and found["figures"].keys() == {"before", "after"} and name in found["figures"]["after"]
+    assert "95 to 100" in text and f"written to {model}/kwise.json" in text
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written.pop("curves").keys() == {"before", "after"} and written == found
+
+    lines = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": each} for each in ("yes", "maybe so")])
+    assert run("score", model, lines, "-o", tmp_path / "scored.jsonl", "--calibrated")[0] == 0
+    scored = [json.loads(line)["score"] for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    loaded = RewardModel.from_pretrained(model)
+    rewards = loaded.score("q", ["yes", "maybe so"])
+    expected = [
+        (reward - found["length_slope"] * math.log(1 + characters) - found["centre"]) / found["temperature"]
+        for reward, characters in zip(rewards, (3, 8), strict=True)
+    ]
+    assert scored == pytest.approx(expected, rel=1e-4)
+    assert loaded.probability("q", "yes", "maybe so") == pytest.approx(
+        1 / (1 + math.exp(scored[1] - scored[0])), rel=1e-4
+    )
+
+
+def test_calibrate_without_length_shows_no_length_and_keeps_no_slope(model, tmp_path):
+    spread = np.std(RewardModel.from_pretrained(model).score("q", ["x" * n for n in range(1, 40)]))
+    code, text = run("calibrate", model, ranked_by(model, tmp_path / "held.jsonl", spread / 2))
+    assert code == 0 and "length slope" not in text and "length_correlation" not in text
+    assert json.loads((model / "kwise.json").read_text())["calibration"]["length_slope"] == 0
+
+
+def test_a_failed_calibration_leaves_the_model_as_it_was(model, tmp_path):
+    before = (model / "kwise.json").read_bytes()
+    rows = [nectar_row(i, 3) for i in range(9)]
+    for row in rows:
+        for answer in row["answers"]:
+            answer["rank"] = 1.0
+    code, text = run("calibrate", model, write(tmp_path / "tied.jsonl", rows))
+    assert code == 1 and "all responses are tied" in text
+    assert (model / "kwise.json").read_bytes() == before
+
+
+def test_a_hub_id_is_not_calibrated_in_place(tmp_path):
+    code, text = run("calibrate", "someone/model", write(tmp_path / "held.jsonl", [nectar_row(0, 3)]))
+    assert code == 1 and "someone/model is no local folder" in text
+
+
+def test_calibrated_scores_of_a_model_without_calibration_are_an_error(model, tmp_path):
+    file = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": "r"}])
+    code, text = run("score", model, file, "-o", tmp_path / "out.jsonl", "--calibrated")
+    assert code == 1 and "not been calibrated" in text and not (tmp_path / "out.jsonl").exists()

@@ -1,6 +1,7 @@
 """Conversations -> rewards. The one scoring path: training evaluation, ``kwise score``, ``kwise eval`` and the demo use it."""
 
 import json
+import math
 import operator
 import os
 import warnings
@@ -21,6 +22,7 @@ from kwise.data.unique import encode_distinct
 from kwise.model import backbone
 from kwise.model.attention import hidden_states, set_attention
 from kwise.model.attention.exact import assert_exact
+from kwise.model.calibrated import Calibration
 from kwise.model.uncertainty import FILE as UNCERTAINTY_FILE
 from kwise.model.uncertainty import Uncertainty, win_probability
 from kwise.records import EncodedRanking, Message, Ranking, Row
@@ -75,13 +77,14 @@ class Settings:
     """What a reward model folder says beyond the model itself, in ``kwise.json``; other tools ignore the file.
 
     ``reward_at`` names the rule of where a reward is read: the last token of the conversation as the chat template
-    renders it. ``trained`` holds facts of the training run.
+    renders it. ``trained`` holds facts of the training run, ``calibration`` what ``kwise calibrate`` found (None before).
     """
 
     max_length: int
     truncation: str = "left"
     reward_at: str = "last_token"
     trained: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
@@ -89,18 +92,26 @@ class Settings:
         try:
             settings = cls(**json.loads(path.read_text(encoding="utf-8")))
             settings.max_length = operator.index(settings.max_length)
+            if settings.calibration is not None:
+                settings.calibration = Calibration(**settings.calibration)  # type: ignore[arg-type]  # a dict in the file
             return settings
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:  # also of JSON and of a calibration's numbers
             raise ValueError(f"{path} is not a settings file that this version of kwise can read: {error}") from error
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``kwise.json`` into a model folder."""
-        Path(folder, SETTINGS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Write ``kwise.json`` into a model folder: the whole file, or nothing."""
+        beside = Path(folder, f"{SETTINGS_FILE}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+            beside.replace(Path(folder, SETTINGS_FILE))
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 class Assessment(NamedTuple):
     """Of K responses to one prompt: ``rewards`` in nats, their standard ``errors`` against the reference, ``lower`` bounds, and
-    ``beats[i][j]``, the probability that a judge like the training one prefers i to j, the head's error counted in."""
+    ``beats[i][j]``, the probability that a judge like the training one prefers i to j: ``RewardModel.probability`` with the
+    head's error counted in."""
 
     rewards: list[float]
     errors: list[float]
@@ -187,7 +198,9 @@ class RewardModel:
         features = next(map_rows(self.model, [encoded], hidden_states))
         rewards = head_rewards(self.model, features.to(self.model.device)).cpu().double()
         errors = uncertainty.errors(features).double()
-        beats = win_probability(rewards[:, None] - rewards, uncertainty.difference_errors(features))
+        calibrated = torch.tensor(self.calibrated(rewards.tolist(), responses), dtype=torch.float64)
+        temperature = (self.settings.calibration or Calibration()).temperature
+        beats = win_probability(calibrated[:, None] - calibrated, uncertainty.difference_errors(features) / temperature)
         lower = rewards - c * errors
         return Assessment(rewards.tolist(), errors.tolist(), lower.tolist(), beats.tolist())
 
@@ -221,6 +234,18 @@ class RewardModel:
                 f"{sum(map(bool, encoded.cut))} responses were cut to {self.settings.max_length} tokens", stacklevel=3
             )
         return encoded
+
+    def calibrated(self, rewards: Sequence[float], responses: Sequence[str]) -> list[float]:
+        """Those responses' rewards as ``kwise calibrate`` corrects them (``Calibration``): unchanged for a model without one."""
+        return (self.settings.calibration or Calibration()).apply(rewards, [len(response) for response in responses])
+
+    def probability(self, messages: str | list[Message], better: str, worse: str) -> float:
+        """P(``better`` beats ``worse``) as responses to the prompt: sigmoid of the difference of their calibrated rewards.
+
+        A model that was never calibrated has temperature 1 and no length slope. Takes and raises what ``score`` does.
+        """
+        first, second = self.calibrated(self.score(messages, [better, worse]), [better, worse])
+        return (1 + math.tanh((first - second) / 2)) / 2  # the sigmoid, without overflow
 
     def score_rankings(
         self, rankings: Iterable[Ranking], progress: Callable[[int, int], None] = lambda done, total: None

@@ -62,13 +62,13 @@ class Uncertainty:
         return found
 
 
-def win_probability(difference: torch.Tensor, error: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def win_probability(difference: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """P(a beats b) under Bradley-Terry where the reward difference is normal with mean ``difference`` and deviation ``error``
-    (any one shape, nats): the mean of sigmoid(difference / temperature), in float64 by the trapezium rule, which is good to
-    1e-8 for errors up to 30 temperatures.
+    (any one shape, nats): the mean of sigmoid(difference), in float64 by the trapezium rule, which is good to
+    1e-8 for errors up to 20.
 
     Doubt pulls it toward one half; with no error it is the plain sigmoid.
     """
     density = torch.exp(-NODES.square() / 2)
     drawn = difference.double()[..., None] + error.double()[..., None] * NODES
-    return torch.sigmoid(drawn / temperature) @ (density / density.sum())
+    return torch.sigmoid(drawn) @ (density / density.sum())

@@ -12,16 +12,23 @@ distance_D           the same over pairs D distinct ranks apart                 
 top1                 rankings whose highest score is of the best rank                                     rankings
 kendall_tau          mean tau-b of score and rank                                                         rankings
 nll                  mean Plackett-Luce negative log-likelihood, nats                                     rankings
+ece                  by how much pairs' confidence and outcome differ, binned (``reliability.py``)        pairs
+top1_ece             the same of the best response's probability                                          rankings
 longer_wins          pairs in which the better one has more characters (needs no model)                   pairs
 better_model_wins    pairs in which the better one's author ranks better over all other prompts           pairs
 ==================== ==================================================================================== =============
 
 Equal scores count half for a pair (a share for top1). Tied ranks make no pair; a ranking whose ranks are all tied counts
-only in nll, as 0.
+only in nll, as 0; top1_ece leaves out rankings whose best rank is tied.
+
+An expected calibration error is a mean of absolute values, so noise only adds to it, and resampling adds the same noise once
+more: a calibrated model shows about 0.05 on 400 unrelated pairs. Its interval is therefore the reflected (basic) bootstrap,
+[2 value - high, 2 value - low] of the percentiles, cut at 0. In simulations it held a true value of 0.03 to 0.1 in 86 to 92 % of
+cases, and 0 in 55 to 65 %; the percentile interval in 0 to 94 %, and 0 never.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -32,6 +39,7 @@ from scipy.stats import kendalltau
 
 from kwise.data.baselines import Terms, baseline_terms, wins
 from kwise.objective.plackett_luce import plackett_luce_nll
+from kwise.objective.reliability import PAIR_LOW, TOP1_LOW, ece_terms, pair_guesses, top1_guesses
 from kwise.records import Ranking
 
 RESAMPLES = 2000
@@ -59,8 +67,12 @@ def evaluate(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]], se
     return summarise(metric_terms(rankings, rewards), [ranking.group for ranking in rankings], seed)
 
 
-def metric_terms(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]) -> list[Terms]:
-    """Per ranking, the sum and count of each metric.
+def metric_terms(
+    rankings: Sequence[Ranking],
+    rewards: Sequence[Sequence[float]],
+    calibrated: Sequence[Sequence[float]] | None = None,
+) -> list[Terms]:
+    """Per ranking, the sum and count of each metric. ``ece`` and ``top1_ece`` are those of the ``calibrated`` rewards if given.
 
     Raises ``ValueError`` when a reward is missing, NaN or infinite: that is a broken model, not a wrong answer.
     """
@@ -73,6 +85,9 @@ def metric_terms(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]
         if not np.isfinite(own).all():
             raise ValueError(f"{ranking.file}, line {ranking.line}: the model's reward is NaN or infinite")
         term.update(_reward_terms(ranking.ranks, own))
+    for ranking, own, term in zip(rankings, rewards if calibrated is None else calibrated, terms, strict=True):
+        term.update(ece_terms("ece", pair_guesses(ranking.ranks, own), PAIR_LOW))
+        term.update(ece_terms("top1_ece", top1_guesses(ranking.ranks, own), TOP1_LOW))
     return terms
 
 
@@ -101,31 +116,55 @@ def _reward_terms(ranks: Sequence[float], rewards: Sequence[float]) -> Terms:
 
 
 def summarise(terms: Sequence[Terms], groups: Sequence[str], seed: int = 0) -> dict[str, Metric]:
-    """Sums over counts, with intervals by drawing whole ``groups`` (the prompt of each ranking) with replacement."""
+    """Sums over counts, with intervals by drawing whole ``groups`` (the prompt of each ranking) with replacement.
+
+    Terms ``name#bin`` are the bins of one metric: the absolute values of their sums are added up, over their common count.
+    """
     names = list(dict.fromkeys(name for term in terms for name in term))
     names.sort(
         key=lambda name: int(name.split("_")[1]) if name.startswith("distance_") else 0
     )  # the others first, as they are
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    sums = np.zeros((len(numbers), len(names), 2))  # of each prompt: sum and count of each metric
-    for term, group in zip(terms, groups, strict=True):
-        for i, name in enumerate(names):
-            sums[numbers[group], i] += term.get(name, (0.0, 0.0))
-    resampled = _resample(sums, np.random.default_rng(seed))
-    metrics = {}
+    columns: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
-        total, count = sums[:, i].sum(0)
+        columns[name.partition("#")[0]].append(i)
+    sums = sum_by_group(([term.get(name, (0.0, 0.0)) for name in names] for term in terms), groups)
+    resampled = resample(sums, np.random.default_rng(seed))
+    metrics = {}
+    for name, own in columns.items():
+        binned = "#" in names[own[0]]
+        total, count = _over_bins(sums[:, own].sum(0), binned)
         if not count:
             metrics[name] = Metric(None, None, None, 0)
             continue
+        value = total / count
+        totals, counts = _over_bins(resampled[:, own], binned)
         with np.errstate(invalid="ignore", divide="ignore"):
-            low, high = np.nanpercentile(resampled[:, i, 0] / resampled[:, i, 1], [2.5, 97.5])
-        metrics[name] = Metric(float(total / count), float(low), float(high), int(count))
+            low, high = np.nanpercentile(totals / counts, [2.5, 97.5])
+        if binned:
+            low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+        metrics[name] = Metric(float(value), float(low), float(high), int(count))
     return metrics
 
 
-def _resample(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[G, M, 2] of G prompts -> [RESAMPLES, M, 2], each the total of G prompts drawn with replacement."""
+def _over_bins(sums: np.ndarray, binned: bool) -> tuple[np.ndarray, np.ndarray]:
+    """[..., bins, 2] sums and counts of one metric -> its [...] sum and count."""
+    totals, counts = sums[..., 0], sums[..., 1]
+    return (np.abs(totals) if binned else totals).sum(-1), counts.sum(-1)
+
+
+def sum_by_group(values: Iterable[Any], groups: Sequence[str]) -> np.ndarray:
+    """[L, ...] numbers of each ranking -> [G, ...] their sums over each group, in order of first appearance."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    sums: np.ndarray | None = None
+    for value, group in zip(values, groups, strict=True):
+        row = np.asarray(value, dtype=np.float64)
+        sums = np.zeros((len(numbers), *row.shape)) if sums is None else sums
+        sums[numbers[group]] += row
+    return np.zeros((0, 0, 2)) if sums is None else sums
+
+
+def resample(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[G, ...] of G prompts -> [RESAMPLES, ...], each the total of G prompts drawn with replacement."""
     num = len(sums)
     chunk = max(1, 10**7 // max(num, 1))  # draws held at once: bounds the memory for any number of prompts
     parts = [

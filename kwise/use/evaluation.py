@@ -28,7 +28,8 @@ def evaluate_file(
 ) -> Evaluation:
     """Metrics (``kwise.objective.metrics``) over all rankings of ``file``, and over those with each value of the column ``by``.
 
-    Raises ``DataError`` for a line that cannot be read or that has no column ``by``.
+    ``ece`` and ``top1_ece`` are those of the model with its own calibration, all others of the rewards as they are. Raises
+    ``DataError`` for a line that cannot be read or that has no column ``by``.
     """
     rankings = list(read_rankings(file, source))
     members: dict[str, list[int]] = {ALL: list(range(len(rankings)))}
@@ -41,7 +42,8 @@ def evaluate_file(
                 )
             members.setdefault(_label(by, ranking.columns[by]), []).append(i)
     rewards, shortened = model.score_rankings(rankings, progress)
-    terms, groups = metric_terms(rankings, rewards), [ranking.group for ranking in rankings]
+    calibrated = [model.calibrated(own, ranking.responses) for own, ranking in zip(rewards, rankings, strict=True)]
+    terms, groups = metric_terms(rankings, rewards, calibrated), [ranking.group for ranking in rankings]
     splits = {name: summarise([terms[i] for i in own], [groups[i] for i in own]) for name, own in members.items()}
     return Evaluation(splits, shortened)
 

@@ -14,31 +14,41 @@ from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
 from kwise.records import DataError, EncodedRanking, Message
 
+CALIBRATION = "score_calibration"  # the column that says by which calibration a line was scored
 WINDOW = 64  # lines scored together and then written together
 Put = Callable[[list[float]], dict[str, Any]]
 Lines = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
 def score_file(
-    model: RewardModel, file: str, out: str, resume: bool = False, progress: Callable[[int], None] = lambda lines: None
+    model: RewardModel,
+    file: str,
+    out: str,
+    resume: bool = False,
+    progress: Callable[[int], None] = lambda lines: None,
+    calibrated: bool = False,
 ) -> dict[str, int]:
     """Write every line of ``file`` with its scores to ``out``, in order; memory does not grow with the file.
 
     A conversation ``{"messages": [...]}`` or ``{"prompt", "response"}`` gains ``score``; every answer or completion of a ranking
     gains ``score``; a pair gains ``chosen_score`` and ``rejected_score`` (lists where it holds lists). All else stays as it is.
 
-    ``resume`` goes on after the complete lines of ``out``, if the last of them belongs to its line of ``file``; a half-written
-    line is removed. Gives the counts of lines written, of lines kept from before, and of responses shortened to
-    ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out`` exists, and ``DataError`` at a line that cannot be
-    read or scored; what was written before stays.
+    ``calibrated`` writes calibrated rewards (``Calibration``) as scores, and every line gains ``score_calibration``, which holds
+    the temperature, centre and length slope; without it a line has no such column. Raises ``ValueError`` for a model that has
+    none.
+
+    ``resume`` goes on after the complete lines of ``out``, if the last of them belongs to its line of ``file`` and was scored
+    by the same calibration, or by none; a half-written line is removed. Gives the counts of lines written, of lines kept from
+    before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out`` exists, and
+    ``DataError`` at a line that cannot be read or scored; what was written before stays.
     """
-    target = Path(out)
+    target, calibration = Path(out), _calibration(model) if calibrated else None
     if target.exists() and Path(file).exists() and target.samefile(file):
         raise ValueError(f"{out} is the input file itself")
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
     lines = read_lines(file)
-    kept = _kept(target, lines, file) if target.exists() else 0
+    kept = _kept(target, lines, file, calibration) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
     window, problem = _window(model, lines, file)  # before OUT is made: what is no input at all leaves nothing behind
     if problem and not window:
@@ -49,8 +59,13 @@ def score_file(
             for each, rewards in zip(window, scores, strict=True):
                 if not all(map(math.isfinite, rewards)):
                     raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
+                if calibration is None:
+                    scored = each.put(rewards)
+                    scored.pop(CALIBRATION, None)  # of an input that was scored before
+                else:
+                    scored = each.put(model.calibrated(rewards, each.responses)) | {CALIBRATION: calibration}
                 # dates of a parquet file become text
-                output.write(json.dumps(each.put(rewards), ensure_ascii=False, default=str) + "\n")
+                output.write(json.dumps(scored, ensure_ascii=False, default=str) + "\n")
                 counts["written"] += 1
                 counts["shortened"] += sum(cut > 0 for cut in each.encoded.cut)
             output.flush()
@@ -63,9 +78,10 @@ def score_file(
 
 
 class Line(NamedTuple):
-    """A line to score: its number, its conversations as ids, and a function that puts their scores into it."""
+    """A line to score: its number, its responses, their conversations as ids, and a function that puts their scores into it."""
 
     line: int
+    responses: list[str]
     encoded: EncodedRanking
     put: Put
 
@@ -78,7 +94,7 @@ def _window(model: RewardModel, lines: Lines, file: str) -> tuple[list[Line], Da
             return window, row
         try:
             messages, responses, put = scorable(row)
-            window.append(Line(number, model.encoder.encode(messages, responses), put))
+            window.append(Line(number, responses, model.encoder.encode(messages, responses), put))
         except sources.FieldError as error:
             return window, DataError(error.problem, file=file, line=number, field=error.field)
         except (ValueError, TemplateError) as error:  # what the truncation rule or the chat template refuses
@@ -86,7 +102,14 @@ def _window(model: RewardModel, lines: Lines, file: str) -> tuple[list[Line], Da
     return window, None
 
 
-def _kept(target: Path, lines: Lines, file: str) -> int:
+def _calibration(model: RewardModel) -> dict[str, float]:
+    found = model.settings.calibration
+    if found is None:
+        raise ValueError("this model has not been calibrated: run kwise calibrate on held-out rankings first")
+    return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
+
+
+def _kept(target: Path, lines: Lines, file: str, calibration: dict[str, float] | None) -> int:
     """Take the lines of ``target`` that are whole off ``lines``, and cut off what follows its last line break."""
     kept, last = _complete_lines(target)
     row: dict[str, Any] | DataError | None = None
@@ -95,6 +118,10 @@ def _kept(target: Path, lines: Lines, file: str) -> int:
     if kept and (not isinstance(row, dict) or not _same_but_scores(row, json.loads(last))):
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
+        )
+    if kept and json.loads(last).get(CALIBRATION) != calibration:
+        raise ValueError(
+            f"line {kept} of {target} was scored with another calibration, or with none where this run has one"
         )
     return kept
 
@@ -107,7 +134,7 @@ def _same_but_scores(row: dict[str, Any], scored: Any) -> bool:
             value, other = (
                 [{**item, "score": 0} if isinstance(item, dict) else item for item in each] for each in (value, other)
             )
-        if value != other and name not in ("score", "chosen_score", "rejected_score"):
+        if value != other and name not in ("score", "chosen_score", "rejected_score", CALIBRATION):
             return False
     return True
 

@@ -1,3 +1,5 @@
+import json
+import math
 import random
 
 import pytest
@@ -6,6 +8,7 @@ from tiny_models import tiny_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kwise import RewardModel
+from kwise.model.calibrated import Calibration
 from kwise.model.reward_model import Settings, map_rows, row_rewards
 
 PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
@@ -135,3 +138,48 @@ def test_a_response_that_is_cut_is_warned_of(reward_model):
 def test_what_is_no_prompt_or_no_text_gets_no_score(reward_model, prompt, responses, problem):
     with pytest.raises(ValueError, match=problem):
         reward_model.score(prompt, responses)
+
+
+def test_probability_is_the_sigmoid_of_the_difference_of_rewards(reward_model):
+    for model, weight in ((reward_model, 1), (reward_model, 1e4)):
+        model.model.score.weight.data.mul_(weight)
+        first, second = model.score(PROMPT, ANSWERS[:2])
+        found = model.probability(PROMPT, ANSWERS[0], ANSWERS[1])
+        expected = 1 / (1 + math.exp(min(second - first, 700)))
+        assert found == pytest.approx(expected, abs=1e-7)
+        assert found + model.probability(PROMPT, ANSWERS[1], ANSWERS[0]) == pytest.approx(1)
+
+
+def test_probability_uses_temperature_and_length_slope(reward_model):
+    reward_model.settings.calibration = Calibration(temperature=0.5, centre=9.0, length_slope=0.1)
+    first, second = reward_model.score(PROMPT, ANSWERS[:2])
+    gap = first - second - 0.1 * (math.log(1 + len(ANSWERS[0])) - math.log(1 + len(ANSWERS[1])))
+    expected = 1 / (1 + math.exp(-gap / 0.5))
+    assert reward_model.probability(PROMPT, ANSWERS[0], ANSWERS[1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_kwise_json_from_before_calibration_loads(reward_model, tmp_path):
+    reward_model.save_pretrained(tmp_path)
+    old = {"max_length": 99, "truncation": "left", "reward_at": "last_token", "trained": {"rankings": 5}}
+    (tmp_path / "kwise.json").write_text(json.dumps(old))
+    loaded = RewardModel.from_pretrained(tmp_path)
+    assert loaded.settings == Settings(99, trained={"rankings": 5}) and loaded.settings.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("calibration", "problem"),
+    [({"temperature": 0}, "above 0"), ({"temperature": 1.0, "slope": 2}, "'slope'"), (3, "mapping")],
+)
+def test_a_calibration_that_cannot_be_applied_is_refused_with_its_file(reward_model, tmp_path, calibration, problem):
+    reward_model.save_pretrained(tmp_path)
+    (tmp_path / "kwise.json").write_text(json.dumps({"max_length": 99, "calibration": calibration}))
+    with pytest.raises(ValueError, match=rf"kwise\.json is not .*{problem}"):
+        RewardModel.from_pretrained(tmp_path)
+
+
+def test_a_settings_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    Settings(7).write(tmp_path)
+    with pytest.raises(TypeError):
+        Settings(8, trained={"what": object()}).write(tmp_path)
+    assert Settings.read(tmp_path / "kwise.json").max_length == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["kwise.json"]

@@ -35,7 +35,7 @@ def test_the_error_of_a_difference_does_not_know_the_reference_and_is_nothing_fo
     assert found[0, 2].item() == pytest.approx(torch.sqrt(away @ covariance @ away).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("error", [0.0, 0.3, 2.0, 30.0])
+@pytest.mark.parametrize("error", [0.0, 0.3, 2.0, 20.0])
 @pytest.mark.parametrize("difference", [-3.0, 0.0, 0.7, 5.0])
 def test_win_probability_is_the_integral_over_the_normal(difference, error):
     if error:  # in two parts, the bend between them
@@ -45,12 +45,12 @@ def test_win_probability_is_the_integral_over_the_normal(difference, error):
             difference + 12 * error,
         )
         expected = sum(
-            quad(lambda x: expit(x / 1.3) * norm.pdf(x, difference, error), a, b, limit=500, epsabs=1e-12)[0]
+            quad(lambda x: expit(x) * norm.pdf(x, difference, error), a, b, limit=500, epsabs=1e-12)[0]
             for a, b in pairwise(ends)
         )
     else:
-        expected = expit(difference / 1.3)
-    found = win_probability(torch.tensor(difference), torch.tensor(error), temperature=1.3)
+        expected = expit(difference)
+    found = win_probability(torch.tensor(difference), torch.tensor(error))
     assert found.item() == pytest.approx(expected, abs=1e-8)
 
 

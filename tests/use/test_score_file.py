@@ -1,9 +1,11 @@
 import json
+import math
 
 import pytest
 from stub import stub_reward_model
 
 from kwise import DataError
+from kwise.model.calibrated import Calibration
 from kwise.use.score_file import score_file
 
 
@@ -192,3 +194,62 @@ def test_a_pair_of_lists_of_one_gains_lists(model, tmp_path):
     row = {"prompt": "q", "chosen": ["a b"], "rejected": ["c"]}
     score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"))
     assert read(tmp_path / "out.jsonl") == [row | {"chosen_score": [2.0], "rejected_score": [1.0]}]
+
+
+CALIBRATION = Calibration(temperature=2.0, centre=1.0, length_slope=0.5)
+
+
+@pytest.mark.parametrize(("row", "scores"), ROWS)
+def test_a_calibrated_score_is_the_calibrated_reward_with_its_record(model, tmp_path, row, scores):
+    model.settings.calibration = Calibration(temperature=2.0, centre=1.0)
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"), calibrated=True)
+
+    def expected(score):
+        return [expected(each) for each in score] if isinstance(score, list) else (score - 1) / 2
+
+    record = {"score_calibration": {"temperature": 2.0, "centre": 1.0, "length_slope": 0.0}}
+    assert read(tmp_path / "out.jsonl") == [
+        {**row, **{name: expected(score) for name, score in scores.items()}, **record}
+    ]
+
+
+def test_the_length_slope_sees_the_characters_of_the_response(model, tmp_path):
+    model.settings.calibration = CALIBRATION
+    row = {"prompt": "a long prompt", "chosen": "four words of it", "rejected": "one"}
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"), calibrated=True)
+    found = read(tmp_path / "out.jsonl")[0]
+    assert found["chosen_score"] == pytest.approx((4 - 0.5 * math.log(17) - 1) / 2)
+    assert found["rejected_score"] == pytest.approx((1 - 0.5 * math.log(4) - 1) / 2)
+
+
+def test_a_model_without_calibration_gives_no_calibrated_scores(model, tmp_path):
+    with pytest.raises(ValueError, match="not been calibrated: run kwise calibrate"):
+        score_file(model, write(tmp_path / "in.jsonl", conversations(2)), str(tmp_path / "out.jsonl"), calibrated=True)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("other", [None, Calibration(temperature=2.5, centre=1.0, length_slope=0.5)], ids=str)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_resume_with_another_calibration_is_refused(model, tmp_path, other, swapped):
+    source, out = write(tmp_path / "in.jsonl", conversations(90)), tmp_path / "out.jsonl"
+    first, second = (other, CALIBRATION) if swapped else (CALIBRATION, other)
+    model.settings.calibration = first
+    score_file(model, source, str(out), calibrated=first is not None)
+    whole = out.read_bytes()
+    out.write_bytes(part := b"".join(whole.splitlines(keepends=True)[:70]))
+    model.settings.calibration = second
+    with pytest.raises(ValueError, match=r"line 70 of .* another calibration"):
+        score_file(model, source, str(out), resume=True, calibrated=second is not None)
+    assert out.read_bytes() == part
+    model.settings.calibration = first
+    score_file(model, source, str(out), resume=True, calibrated=first is not None)
+    assert out.read_bytes() == whole
+
+
+def test_plain_scores_of_a_file_with_calibrated_ones_do_not_keep_the_record(model, tmp_path):
+    model.settings.calibration = CALIBRATION
+    source = write(tmp_path / "in.jsonl", conversations(3))
+    score_file(model, source, str(tmp_path / "one.jsonl"), calibrated=True)
+    score_file(model, str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"))
+    score_file(model, source, str(tmp_path / "plain.jsonl"))
+    assert read(tmp_path / "two.jsonl") == read(tmp_path / "plain.jsonl")

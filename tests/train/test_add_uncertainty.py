@@ -6,7 +6,7 @@ from workshop import PROMPT
 from kwise import RewardModel
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
-from kwise.train.uncertainty import add_uncertainty
+from kwise.train.add_uncertainty import add_uncertainty
 
 
 def add(model, folder, kind=None):
