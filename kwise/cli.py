@@ -34,6 +34,12 @@ SPLITS_PER_TABLE = 2  # what a terminal of 80 columns shows whole
 
 MODEL = Annotated[str, typer.Argument(help="folder or hub id of a reward model")]
 SOURCE = Annotated[str, typer.Option(help="nectar, completions or pairs; auto tells by the columns")]
+CALIBRATED = Annotated[
+    bool, typer.Option("--calibrated", help="(reward - centre) / temperature, by what kwise calibrate found")
+]
+LOWER_BOUND = Annotated[
+    float | None, typer.Option("--lower-bound", metavar="C", help="also errors, and bounds C errors below the score")
+]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 
@@ -186,12 +192,34 @@ def score(
     file: Annotated[str, typer.Argument(help="conversations, rankings or pairs; JSON lines or parquet")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where the lines with scores go")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with a half-written OUT")] = False,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="(reward - centre) / temperature, by what kwise calibrate found")
-    ] = False,
+    calibrated: CALIBRATED = False,
+    c: LOWER_BOUND = None,
     dtype: DTYPE = "float32",
 ) -> None:
     """Write every line of FILE with its score, in order."""
+    score_lines(model, file, out, resume, calibrated, c, choose=False, dtype=dtype)
+
+
+@app.command()
+def best(
+    model: MODEL,
+    file: Annotated[
+        str, typer.Argument(help="lines with 'prompt' and 'responses', or rankings; JSON lines or parquet")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="where the lines with the best response go")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a half-written OUT")] = False,
+    calibrated: CALIBRATED = False,
+    c: LOWER_BOUND = None,
+    dtype: DTYPE = "float32",
+) -> None:
+    """Choose the best response of every line of FILE: by score, or by its lower confidence bound."""
+    score_lines(model, file, out, resume, calibrated, c, choose=True, dtype=dtype)
+
+
+def score_lines(
+    model: str, file: str, out: Path, resume: bool, calibrated: bool, c: float | None, choose: bool, dtype: str
+) -> None:
+    """``kwise score`` and ``kwise best``."""
     with user_errors():
         from kwise.use.score_file import score_file
 
@@ -199,14 +227,11 @@ def score(
             raise ValueError(f"{out} exists; go on with it by --resume, or remove it")
         reward_model = load_model(model, dtype)
         with errors.status("scoring") as status:
-            counts = score_file(
-                reward_model,
-                file,
-                str(out),
-                resume,
-                lambda lines: status.update(f"{lines} lines scored"),
-                calibrated,
-            )
+
+            def progress(lines: int) -> None:
+                status.update(f"{lines} lines scored")
+
+            counts = score_file(reward_model, file, str(out), resume, progress, calibrated, c, choose)
     errors.print(
         f"{counts['written']} lines written to {out}" + (f", {counts['kept']} kept from before" if resume else ""),
         highlight=False,

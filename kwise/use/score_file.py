@@ -1,4 +1,4 @@
-"""``kwise score``: the same lines with scores, streamed, in order, and resumable."""
+"""``kwise score`` and ``kwise best``: the same lines with scores and choices, streamed, in order, and resumable."""
 
 import json
 import math
@@ -15,8 +15,17 @@ from kwise.model.reward_model import RewardModel
 from kwise.records import DataError, EncodedRanking, Message
 
 CALIBRATION = "score_calibration"  # the column that says by which calibration a line was scored
+LOWER_BOUND = "score_c"  # and the one that says with how many errors off its lower bounds are
+BEST = ("best", "best_response")
+GAINS = ("score", "score_error", "score_lower")  # what a response may gain
+LISTS = {
+    "score": "scores",
+    "score_error": "score_errors",
+    "score_lower": "scores_lower",
+}  # where a line holds bare texts
 WINDOW = 64  # lines scored together and then written together
-Put = Callable[[list[float]], dict[str, Any]]
+Gains = dict[str, float]
+Put = Callable[[list[Gains]], dict[str, Any]]
 Lines = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
@@ -27,43 +36,57 @@ def score_file(
     resume: bool = False,
     progress: Callable[[int], None] = lambda lines: None,
     calibrated: bool = False,
+    c: float | None = None,
+    choose: bool = False,
 ) -> dict[str, int]:
     """Write every line of ``file`` with its scores to ``out``, in order; memory does not grow with the file.
 
     A conversation ``{"messages": [...]}`` or ``{"prompt", "response"}`` gains ``score``; every answer or completion of a ranking
-    gains ``score``; a pair gains ``chosen_score`` and ``rejected_score`` (lists where it holds lists). All else stays as it is.
+    gains ``score``; ``{"prompt", "responses"}`` gains the list ``scores``; a pair gains ``chosen_score`` and ``rejected_score``
+    (lists where it holds lists). All else stays as it is.
+
+    With ``c`` each response also gains ``score_error`` and ``score_lower``, its score less ``c`` errors (arXiv 2301.11270,
+    Algorithm 1), and the line ``score_c``; a model without uncertainty is a ``ValueError``. With ``choose`` a line gains
+    ``best``, the index of the response with the highest lower bound (the highest score without ``c``; of equals the first), and
+    ``best_response``, its text; a line with one response, or a pair, is a ``DataError``.
 
     ``calibrated`` writes calibrated rewards (``Calibration``) as scores, and every line gains ``score_calibration``, which holds
     the temperature, centre and length slope; without it a line has no such column. Raises ``ValueError`` for a model that has
     none.
 
     ``resume`` goes on after the complete lines of ``out``, if the last of them belongs to its line of ``file`` and was scored
-    by the same calibration, or by none; a half-written line is removed. Gives the counts of lines written, of lines kept from
-    before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out`` exists, and
-    ``DataError`` at a line that cannot be read or scored; what was written before stays.
+    by the same calibration and ``c``, or by none; a half-written line is removed. Gives the counts of lines written, of lines
+    kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
+    exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
     """
-    target, calibration = Path(out), _calibration(model) if calibrated else None
+    if c is not None and not c >= 0:
+        raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
+    target = Path(out)
+    how: dict[str, Any] = {CALIBRATION: _calibration(model)} if calibrated else {}
+    how |= {} if c is None else {LOWER_BOUND: c}
     if target.exists() and Path(file).exists() and target.samefile(file):
         raise ValueError(f"{out} is the input file itself")
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
     lines = read_lines(file)
-    kept = _kept(target, lines, file, calibration) if target.exists() else 0
+    kept = _kept(target, lines, file, how) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
-    window, problem = _window(model, lines, file)  # before OUT is made: what is no input at all leaves nothing behind
+    window, problem = _window(
+        model, lines, file, choose
+    )  # before OUT is made: what is no input at all leaves nothing behind
     if problem and not window:
         raise problem
     with target.open("a", encoding="utf-8") as output:
         while True:
-            scores = model.score_encoded([each.encoded for each in window])
-            for each, rewards in zip(window, scores, strict=True):
-                if not all(map(math.isfinite, rewards)):
+            for each, gains in zip(window, _gains(model, window, calibrated, c), strict=True):
+                if not all(math.isfinite(value) for gain in gains for value in gain.values()):
                     raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
-                if calibration is None:
-                    scored = each.put(rewards)
-                    scored.pop(CALIBRATION, None)  # of an input that was scored before
-                else:
-                    scored = each.put(model.calibrated(rewards, each.responses)) | {CALIBRATION: calibration}
+                # what an input that was scored before says of another scoring goes
+                scored = {k: v for k, v in each.put(gains).items() if k not in (CALIBRATION, LOWER_BOUND, *BEST)} | how
+                if choose:
+                    values = [gain["score" if c is None else "score_lower"] for gain in gains]
+                    best = max(range(len(values)), key=values.__getitem__)
+                    scored |= dict(zip(BEST, (best, each.responses[best]), strict=True))
                 # dates of a parquet file become text
                 output.write(json.dumps(scored, ensure_ascii=False, default=str) + "\n")
                 counts["written"] += 1
@@ -74,7 +97,26 @@ def score_file(
                 raise problem
             if len(window) < WINDOW:
                 return counts
-            window, problem = _window(model, lines, file)
+            window, problem = _window(model, lines, file, choose)
+
+
+def _gains(model: RewardModel, window: "list[Line]", calibrated: bool, c: float | None) -> Iterator[list[Gains]]:
+    """What every response of each line gains."""
+    encoded = [each.encoded for each in window]
+    found = (
+        ((rewards, None) for rewards in model.score_encoded(encoded)) if c is None else model.score_with_errors(encoded)
+    )
+    calibration = model.settings.calibration
+    scale = calibration.temperature if calibrated and calibration is not None else 1.0
+    for each, (rewards, errors) in zip(window, found, strict=True):
+        scores = model.calibrated(rewards, each.responses) if calibrated else rewards
+        if errors is None or c is None:
+            yield [{"score": score} for score in scores]
+        else:
+            yield [
+                {"score": score, "score_error": error / scale, "score_lower": score - c * error / scale}
+                for score, error in zip(scores, errors, strict=True)
+            ]
 
 
 class Line(NamedTuple):
@@ -86,7 +128,7 @@ class Line(NamedTuple):
     put: Put
 
 
-def _window(model: RewardModel, lines: Lines, file: str) -> tuple[list[Line], DataError | None]:
+def _window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tuple[list[Line], DataError | None]:
     """The next lines to score, and the error that ended them early, if one did."""
     window: list[Line] = []
     for number, row in islice(lines, WINDOW):
@@ -94,6 +136,10 @@ def _window(model: RewardModel, lines: Lines, file: str) -> tuple[list[Line], Da
             return window, row
         try:
             messages, responses, put = scorable(row)
+            if choose and (len(responses) < 2 or {"chosen", "rejected"} <= row.keys()):
+                raise sources.FieldError(
+                    "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
+                )
             window.append(Line(number, responses, model.encoder.encode(messages, responses), put))
         except sources.FieldError as error:
             return window, DataError(error.problem, file=file, line=number, field=error.field)
@@ -109,7 +155,7 @@ def _calibration(model: RewardModel) -> dict[str, float]:
     return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
 
 
-def _kept(target: Path, lines: Lines, file: str, calibration: dict[str, float] | None) -> int:
+def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any]) -> int:
     """Take the lines of ``target`` that are whole off ``lines``, and cut off what follows its last line break."""
     kept, last = _complete_lines(target)
     row: dict[str, Any] | DataError | None = None
@@ -119,22 +165,27 @@ def _kept(target: Path, lines: Lines, file: str, calibration: dict[str, float] |
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
         )
-    if kept and json.loads(last).get(CALIBRATION) != calibration:
+    before = {name: value for name, value in json.loads(last or b"{}").items() if name in (CALIBRATION, LOWER_BOUND)}
+    if kept and before != how:
         raise ValueError(
-            f"line {kept} of {target} was scored with another calibration, or with none where this run has one"
+            f"line {kept} of {target} was scored with another calibration or lower bound, or with none where this run has "
+            "one"
         )
     return kept
 
 
 def _same_but_scores(row: dict[str, Any], scored: Any) -> bool:
     plain = json.loads(json.dumps(row, default=str))
+    sides = (f"{side}_{gain}" for side in ("chosen", "rejected") for gain in GAINS)
+    written = {*GAINS, *sides, *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
     for name, value in plain.items():
         other = scored.get(name) if isinstance(scored, dict) else None
         if name in ("answers", "completions") and isinstance(value, list) and isinstance(other, list):
             value, other = (
-                [{**item, "score": 0} if isinstance(item, dict) else item for item in each] for each in (value, other)
+                [item | dict.fromkeys(GAINS, 0) if isinstance(item, dict) else item for item in each]
+                for each in (value, other)
             )
-        if value != other and name not in ("score", "chosen_score", "rejected_score", CALIBRATION):
+        if value != other and name not in written:
             return False
     return True
 
@@ -146,14 +197,24 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
             return _ranking(row, name)
     if "messages" in row:
         messages = sources.conversation(row["messages"], "messages")
-        return messages[:-1], [messages[-1]["content"]], lambda scores: {**row, "score": scores[0]}
+        return messages[:-1], [messages[-1]["content"]], lambda gains: row | gains[0]
+    if {"prompt", "responses"} <= row.keys():
+        prompt = sources.prompt_messages(row["prompt"], "prompt")
+        if not isinstance(row["responses"], list) or not row["responses"]:
+            raise sources.FieldError("responses", "must be a list of texts, at least one")
+        texts = [sources.response_text(each, f"responses[{k}]") for k, each in enumerate(row["responses"])]
+        return (
+            prompt,
+            texts,
+            lambda gains: row | {LISTS[name]: [gain[name] for gain in gains] for name in GAINS if name in gains[0]},
+        )
     if {"prompt", "response"} <= row.keys():
         prompt = sources.prompt_messages(row["prompt"], "prompt")
         response = sources.response_text(row["response"], "response")
-        return prompt, [response], lambda scores: {**row, "score": scores[0]}
+        return prompt, [response], lambda gains: row | gains[0]
     raise sources.FieldError(
         "messages",
-        "a line needs 'messages', 'prompt' and 'response', a ranking or a pair; this has "
+        "a line needs 'messages', 'prompt' and 'response' (or 'responses'), a ranking or a pair; this has "
         + (", ".join(row) or "no columns"),
     )
 
@@ -163,14 +224,17 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
     if not parts.responses:
         raise sources.FieldError(parts.used[-1], "there is no answer to score")
 
-    def put(scores: list[float]) -> dict[str, Any]:
+    def put(gains: list[Gains]) -> dict[str, Any]:
         if source == "pairs":
             chosen = parts.ranks.count(1.0)
-            sides = {"chosen_score": scores[:chosen], "rejected_score": scores[chosen:]}
+            sides = {"chosen": gains[:chosen], "rejected": gains[chosen:]}
             listed = isinstance(row["chosen"], list) and isinstance(row["chosen"][0], str)
-            return row | {name: side if listed else side[0] for name, side in sides.items()}
+            values = {
+                f"{side}_{name}": [gain[name] for gain in own] for side, own in sides.items() for name in gains[0]
+            }
+            return row | {name: value if listed else value[0] for name, value in values.items()}
         column = "answers" if source == "nectar" else "completions"
-        return row | {column: [item | {"score": score} for item, score in zip(row[column], scores, strict=True)]}
+        return row | {column: [item | gain for item, gain in zip(row[column], gains, strict=True)]}
 
     return parts.messages, parts.responses, put
 

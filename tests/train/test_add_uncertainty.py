@@ -4,9 +4,9 @@ from rich.console import Console
 from workshop import PROMPT
 
 from kwise import RewardModel
+from kwise.train.add_uncertainty import add_uncertainty
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
-from kwise.train.add_uncertainty import add_uncertainty
 
 
 def add(model, folder, kind=None):

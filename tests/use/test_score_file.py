@@ -253,3 +253,106 @@ def test_plain_scores_of_a_file_with_calibrated_ones_do_not_keep_the_record(mode
     score_file(model, str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"))
     score_file(model, source, str(tmp_path / "plain.jsonl"))
     assert read(tmp_path / "two.jsonl") == read(tmp_path / "plain.jsonl")
+
+
+def test_bare_responses_gain_a_list_of_scores(model, tmp_path):
+    row = {"prompt": "q", "responses": ["a b", "c", "d e f"], "id": 3}
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"))
+    assert read(tmp_path / "out.jsonl") == [{**row, "scores": [2.0, 1.0, 3.0]}]
+
+
+CHOICES = [
+    ({"prompt": "q", "responses": ["a b", "c", "d e f"]}, {"best": 2, "best_response": "d e f"}),
+    ({"prompt": "q", "responses": ["a b", "c d"]}, {"best": 0, "best_response": "a b"}),
+    ({"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]}, {"best": 1}),
+    ({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "b c"}, {"answer": "a"}]}, {"best": 0}),
+]
+
+
+@pytest.mark.parametrize(("row", "choice"), CHOICES)
+def test_the_best_response_has_the_highest_score_and_of_equals_it_is_the_first(model, tmp_path, row, choice):
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"), choose=True)
+    (line,) = read(tmp_path / "out.jsonl")
+    assert line | choice == line
+    assert set(row) <= set(line)
+
+
+def test_the_lower_bound_chooses_the_surest_where_the_score_chooses_the_highest(model, tmp_path):
+    # scores 1, 2, 3, 4 and errors 1/4, 1, 9/4, 4: less one error that is 3/4, 1, 3/4, 0
+    row = {"prompt": "q", "responses": ["a", "a b", "a b c", "a b c d"]}
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"), c=1.0, choose=True)
+    (line,) = read(tmp_path / "out.jsonl")
+    assert line["scores"] == [1, 2, 3, 4]
+    assert line["score_errors"] == [0.25, 1, 2.25, 4]
+    assert line["scores_lower"] == [0.75, 1, 0.75, 0]
+    assert (line["best"], line["best_response"], line["score_c"]) == (1, "a b", 1.0)
+
+
+def test_errors_and_bounds_stand_beside_every_score(model, tmp_path):
+    rows = [
+        {"prompt": "q", "response": "a b"},
+        {"prompt": "q", "chosen": "a b", "rejected": "c"},
+        {"context": [user("q")], "completions": [{"completion": "a", "rank": 1}, {"completion": "b c", "rank": 2}]},
+    ]
+    score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out.jsonl"), c=2.0)
+    one, pair, ranking = read(tmp_path / "out.jsonl")
+    assert one == rows[0] | {"score": 2, "score_error": 1, "score_lower": 0, "score_c": 2}
+    sides = {"chosen_score": 2, "chosen_score_error": 1, "chosen_score_lower": 0}
+    others = {"rejected_score": 1, "rejected_score_error": 0.25, "rejected_score_lower": 0.5}
+    assert pair == rows[1] | sides | others | {"score_c": 2}
+    assert ranking["completions"][0] == {
+        "completion": "a", "rank": 1, "score": 1, "score_error": 0.25, "score_lower": 0.5
+    }  # fmt: skip
+
+
+def test_errors_of_calibrated_scores_are_in_calibrated_nats(model, tmp_path):
+    model.settings.calibration = Calibration(temperature=2.0, centre=1.0)
+    row = {"prompt": "q", "response": "a b"}
+    score_file(model, write(tmp_path / "in.jsonl", [row]), str(tmp_path / "out.jsonl"), calibrated=True, c=1.0)
+    (line,) = read(tmp_path / "out.jsonl")
+    assert (line["score"], line["score_error"], line["score_lower"]) == (0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "response": "a"},
+        {"prompt": "q", "responses": ["a"]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"messages": [user("q"), assistant("a")]},
+    ],
+)
+def test_a_line_with_nothing_to_choose_from_is_named(model, tmp_path, row):
+    file = write(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}, row])
+    with pytest.raises(DataError, match=r"line 2, field 'responses': there is nothing to choose from"):
+        score_file(model, file, str(tmp_path / "out.jsonl"), choose=True)
+    assert len(read(tmp_path / "out.jsonl")) == 1
+
+
+def test_bounds_of_another_c_are_not_gone_on_with(model, tmp_path):
+    file, out = write(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}] * 70), tmp_path / "out.jsonl"
+    score_file(model, file, str(out), c=1.0, choose=True)
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:40]))
+    with pytest.raises(ValueError, match=r"line 40 of .* scored with another calibration or lower bound"):
+        score_file(model, file, str(out), resume=True, c=2.0, choose=True)
+    score_file(model, file, str(out), resume=True, c=1.0, choose=True)
+    assert out.read_bytes() == whole
+
+
+def test_scoring_anew_leaves_nothing_of_an_earlier_scoring(model, tmp_path):
+    row = {"prompt": "q", "responses": ["a", "b c"]}
+    first, second, third = (tmp_path / f"{i}.jsonl" for i in range(3))
+    score_file(model, write(first, [row]), str(second), c=1.0, choose=True)
+    score_file(model, str(second), str(third))
+    (line,) = read(third)
+    assert "score_c" not in line
+    assert "best" not in line
+    assert line["scores"] == [1, 2]
+
+
+@pytest.mark.parametrize("c", [-1.0, math.nan])
+def test_a_bound_above_the_score_is_refused(model, tmp_path, c):
+    file = write(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
+    with pytest.raises(ValueError, match="c >= 0"):
+        score_file(model, file, str(tmp_path / "out.jsonl"), c=c)
