@@ -66,7 +66,8 @@ class EncodedRanking:
     Response k is the sequence ``prefix + suffixes[k]``, where ``prefix`` is the longest common prefix of the K id lists
     *after* truncation, shortened so that no suffix is empty. Its reward is read at ``reward_at[k]``, an index into
     ``suffixes[k]``. ``cut[k]`` is the number of tokens that truncation removed from it. ``ranks`` is empty where nobody
-    ranked the responses (scoring).
+    ranked the responses (scoring). ``offsets`` [K] are added to the rewards while training and never when scoring: what
+    covariates explain (empty: nothing).
     """
 
     prefix: list[int]
@@ -74,6 +75,7 @@ class EncodedRanking:
     reward_at: list[int]
     cut: list[int]
     ranks: list[float] = field(default_factory=list)
+    offsets: list[float] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

@@ -44,7 +44,8 @@ class Model:
 class Fit:
     """``[fit]``, of the head fit. The layer of ``layers`` that reads best on held-out prompts is where the backbone is cut (none
     given: the last one of ``model.layers``). ``covariates`` (``kwise.data.covariates``) enter the utility while fitting and are
-    left out of scores, so that the head need not explain what they explain."""
+    left out of scores, so that the head need not explain what they explain; a backbone trained from that head keeps their
+    coefficients as they are."""
 
     layers: list[int] = field(default_factory=list)
     covariates: list[str] = field(default_factory=list)
@@ -156,7 +157,7 @@ def _check(table: dict[str, Any]) -> list[str]:
         if type(value) is int and (value < least or (most is not None and value > most)):
             legal_range = f"at least {least}" if most is None else f"between {least} and {most}"
             mistakes.append(f"{key}: must be {legal_range}, this is {value}")
-    mistakes += _check_fit(_get(table, ["fit"]), _get(table, ["model", "layers"]))
+    mistakes += _check_fit(table)
     epochs, steps = _get(table, ["trainer", "num_train_epochs"]), _get(table, ["trainer", "max_steps"])
     if _fits(epochs, float) and epochs <= 0 and not (_fits(steps, int) and steps > 0):
         mistakes.append(f"trainer.num_train_epochs: must be more than 0, this is {epochs}")
@@ -189,11 +190,12 @@ def _check(table: dict[str, Any]) -> list[str]:
     return mistakes
 
 
-def _check_fit(fit: Any, depth: Any) -> list[str]:
+def _check_fit(table: dict[str, Any]) -> list[str]:
     from kwise.data.covariates import covariates
 
     mistakes = []
-    layers, names = _get(fit, ["layers"]), _get(fit, ["covariates"])
+    layers, names = _get(table, ["fit", "layers"]), _get(table, ["fit", "covariates"])
+    depth, method, first = _get(table, ["model", "layers"]), table.get("method"), table.get("fit_head_first")
     if _fits(layers, list[int]):
         legal = f"between 1 and model.layers = {depth}" if type(depth) is int and depth > 0 else "at least 1"
         most = depth if type(depth) is int and depth > 0 else None
@@ -201,6 +203,8 @@ def _check_fit(fit: Any, depth: Any) -> list[str]:
         mistakes += [f"fit.layers: must be {legal}, this has {each}" for each in wrong]
         if len(set(layers)) < len(layers):
             mistakes.append(f"fit.layers: {layers} names a layer twice")
+    if names and method != "head" and not first:
+        mistakes.append("fit.covariates: are of the head fit; set fit_head_first = true, or method = 'head'")
     for name in names if _fits(names, list[str]) else ():
         try:
             covariates([name], [])

@@ -1,10 +1,12 @@
 """A recipe -> a run folder: data, model, training, evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
@@ -77,7 +79,8 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     if fits_head:
         facts |= _fit_head(model, rankings, recipe, folder)
     if config is not None:
-        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, resume)
+        coefficients = [found["coefficient"] for found in facts.get("covariates", {}).values()]
+        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, resume, coefficients)
     after = None
     if folder.main:
         folder.save_unfinished(model)
@@ -226,8 +229,9 @@ def build_trainer(
     config: KwiseConfig,
     folder: RunFolder,
     kind: type[KwiseTrainer] = KwiseTrainer,
+    coefficients: Sequence[float] = (),
 ) -> KwiseTrainer:
-    """The trainer of methods ``lora`` and ``full``."""
+    """The trainer of methods ``lora`` and ``full``. ``coefficients`` of the recipe's covariates are the head fit's, and stay."""
     adapters = LoraConfig(
         task_type="SEQ_CLS",
         r=recipe.lora.r,
@@ -237,7 +241,18 @@ def build_trainer(
     )
     peft_config = adapters if recipe.method == "lora" else None
     callbacks = [MetricsFile(folder)]
-    trainer = kind(model.model, config, rankings, held_out, model.tokenizer, peft_config, callbacks=callbacks)
+    names = recipe.fit.covariates if coefficients else []
+    offsets = [(covariates(names, ranking.responses) @ np.asarray(coefficients)).tolist() for ranking in rankings]
+    trainer = kind(
+        model.model,
+        config,
+        rankings,
+        held_out,
+        model.tokenizer,
+        peft_config,
+        offsets if coefficients else None,
+        callbacks=callbacks,
+    )
     for name, count in trainer.cut.items():
         _say_cut(count, f"{name} rankings' responses", recipe, folder)
     return trainer
@@ -251,9 +266,10 @@ def _train_backbone(
     config: KwiseConfig,
     folder: RunFolder,
     resume: bool,
+    coefficients: Sequence[float],
 ) -> PreTrainedModel:
     """Adapters are merged into plain weights at the end."""
-    trainer = build_trainer(model, rankings, held_out, recipe, config, folder)
+    trainer = build_trainer(model, rankings, held_out, recipe, config, folder, coefficients=coefficients)
     folder.say(f"an epoch is {trainer.tally()}")
     checkpoints = Path(config.output_dir)
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.exists() else None

@@ -5,7 +5,7 @@ import logging
 import math
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,8 +75,10 @@ class KwiseTrainer(Trainer):
 
     ``model`` comes from ``kwise.model.backbone.from_causal_lm`` or ``AutoModelForSequenceClassification``; ``train_dataset`` and
     ``eval_dataset`` are sequences of ``Ranking``. With ``peft_config`` adapters are trained and the head ``score`` is always
-    trained and saved. Everything else (optimisers, schedules, trackers, checkpoints) is ``transformers.Trainer``'s.
-    ``cut`` holds, per data set, how many rankings had a response shortened to ``max_length``.
+    trained and saved. ``offsets[i][k]`` is added to the reward of response k of training ranking i, and to none that is
+    scored: what covariates explain (``kwise.data.covariates``) the model need not. Everything else (optimisers, schedules,
+    trackers, checkpoints) is ``transformers.Trainer``'s. ``cut`` holds, per data set, how many rankings had a response
+    shortened to ``max_length``.
 
     Beside ``loss`` it logs ``nll``, the Plackett-Luce negative log-likelihood per ranking in nats, whatever the objective,
     averaged over the same steps. Where rewards are equal and ranks are not, that is log K!.
@@ -90,6 +92,7 @@ class KwiseTrainer(Trainer):
         eval_dataset: Sequence[Ranking] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
+        offsets: Sequence[Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
         if processing_class is None:
@@ -115,6 +118,10 @@ class KwiseTrainer(Trainer):
             name: [self.encoder.encode_ranking(ranking) for ranking in rankings]
             for name, rankings in (("train", train_dataset or []), ("eval", self.eval_rankings))
         }
+        if offsets is not None:
+            encoded["train"] = [
+                replace(item, offsets=list(own)) for item, own in zip(encoded["train"], offsets, strict=True)
+            ]
         self.cut = {name: sum(any(item.cut) for item in items) for name, items in encoded.items()}
         super().__init__(
             model=model,
@@ -190,11 +197,15 @@ class KwiseTrainer(Trainer):
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     rewards = self._rewards(model, unit.rows)
-                ranks, lists = _ranks_and_lists([items[member] for member in unit.members], rewards.device)
-                loss = self.objective(rewards, ranks, lists)[0] * weight
+                own = [items[member] for member in unit.members]
+                ranks, lists = _ranks_and_lists(own, rewards.device)
+                utilities = rewards + rewards.new_tensor(
+                    [each for item in own for each in item.offsets or [0.0] * len(item.ranks)]
+                )
+                loss = self.objective(utilities, ranks, lists)[0] * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
-            nll += plackett_luce_nll(rewards.detach(), ranks, lists).sum() * weight
+            nll += plackett_luce_nll(utilities.detach(), ranks, lists).sum() * weight
         if not torch.isfinite(total):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step + 1} is {total.item()}; nothing was updated. Lower the learning rate"

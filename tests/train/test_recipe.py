@@ -306,3 +306,27 @@ def test_a_value_out_of_range_is_told_before_there_is_a_run_folder(load, overrid
 
 def test_epochs_do_not_matter_where_steps_are_given(load):
     assert load(SMALL, "trainer.num_train_epochs=0", "trainer.max_steps=3").trainer["max_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mistake"),
+    [
+        (["fit.layers=[0]"], "fit.layers: must be at least 1, this has 0"),
+        (["fit.layers=[2, 9]", "model.layers=8"], "fit.layers: must be between 1 and model.layers = 8, this has 9"),
+        (["fit.layers=[2, 3, 2]"], "fit.layers: [2, 3, 2] names a layer twice"),
+        (['fit.layers=["2"]'], "fit.layers: must be a list of whole numbers, this is ['2']"),
+        (['fit.covariates=["x=("]'], "fit.covariates: covariate 'x': '(' is no regular expression: "),
+        (
+            ['fit.covariates=["length"]', "method=lora"],
+            "fit.covariates: are of the head fit; set fit_head_first = true, or method = 'head'",
+        ),
+    ],
+)
+def test_what_the_head_fit_cannot_do_is_told_when_the_recipe_is_read(load, overrides, mistake):
+    (found,) = mistakes(load, SMALL, *overrides)
+    assert found.startswith(mistake)
+
+
+def test_an_unknown_covariate_is_told_with_the_known_ones(load):
+    (found,) = mistakes(load, SMALL, 'fit.covariates=["lenght"]')
+    assert found.startswith("fit.covariates: unknown covariate 'lenght'; known: length, lists")

@@ -236,5 +236,16 @@ def test_a_fitted_head_has_error_bars_and_one_that_was_trained_on_has_none(works
         lora.assess(PROMPT, ["a", "b"])
 
 
+def test_a_backbone_trained_from_a_head_with_covariates_keeps_their_coefficients(workshop):
+    overrides = ["method=full", "fit_head_first=true", "trainer.max_steps=1", "trainer.rankings_per_step=12"]
+    run = workshop / "offsets"
+    recipe = load_recipe(workshop / "recipe.toml", [*overrides, 'fit.covariates=["length"]', f"output={run}"])
+    model = RewardModel.from_pretrained(train(recipe).model)
+    assert set(model.settings.trained["covariates"]) == {"length"}
+    # the first step's loss is the fit's own, which has the covariate in it: both are over all twelve rankings
+    (first,) = [entry["loss"] for entry in entries(run) if "step" in entry and "loss" in entry and "nll" in entry]
+    assert first == pytest.approx(model.settings.trained["loss"], abs=1e-4)
+
+
 def entries(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

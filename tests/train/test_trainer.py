@@ -51,7 +51,7 @@ def make_model(vocab_size: int, pad: int = 0) -> LlamaForSequenceClassification:
     return LlamaForSequenceClassification(config)
 
 
-def make_trainer(tokenizer, folder, rankings=None, held_out=None, peft_config=None, **options):
+def make_trainer(tokenizer, folder, rankings=None, held_out=None, peft_config=None, offsets=None, **options):
     settings = {
         "rankings_per_step": 6,
         "learning_rate": 1e-3,
@@ -66,7 +66,7 @@ def make_trainer(tokenizer, folder, rankings=None, held_out=None, peft_config=No
     rankings = make_rankings() if rankings is None else rankings
     model = make_model(len(tokenizer), tokenizer.pad_token_id)
     return KwiseTrainer(
-        model, KwiseConfig(output_dir=str(folder), **settings), rankings, held_out, tokenizer, peft_config
+        model, KwiseConfig(output_dir=str(folder), **settings), rankings, held_out, tokenizer, peft_config, offsets
     )
 
 
@@ -108,6 +108,27 @@ def test_nll_is_averaged_over_the_steps_of_the_loss_beside_it(tokenizer, tmp_pat
     assert logged(trainer, "nll") == pytest.approx(logged(trainer), rel=1e-6)
     assert [list(entry)[:2] for entry in trainer.state.log_history if "loss" in entry] == [["loss", "nll"]] * (
         5 // every
+    )
+
+
+@pytest.mark.parametrize("budget", [30, 4096])
+def test_offsets_count_in_the_loss_and_in_no_score(tokenizer, tmp_path, budget):
+    rankings = make_rankings()
+    generator = torch.Generator().manual_seed(1)
+    offsets = [torch.randn(len(each.ranks), generator=generator).tolist() for each in rankings]
+    trainer = make_trainer(
+        tokenizer, tmp_path, rankings, rankings, offsets=offsets, rankings_per_step=12, tokens_per_row=budget
+    )
+    torch.nn.init.zeros_(trainer.model.score.weight)
+    before = trainer.evaluate()
+    trainer.train()
+    expected = 0.0
+    for ranking, own in zip(rankings, offsets, strict=True):
+        ordered = [offset for _, offset in sorted(zip(ranking.ranks, own, strict=True))]
+        expected += sum(math.log(sum(map(math.exp, ordered[k:]))) - ordered[k] for k in range(len(ordered)))
+    assert logged(trainer)[0] == pytest.approx(expected / 12, rel=1e-5)
+    assert before["eval_nll"] == pytest.approx(
+        sum(math.lgamma(len(each.ranks) + 1) for each in rankings) / 12, rel=1e-5
     )
 
 
