@@ -2,7 +2,9 @@
 
 ``plackett_luce``, ``all_pairs``   rewards, ranks, lists    pure functions, in ``OBJECTIVES``    give (loss sum, count)
 ``head``                           features, rankings       the convex fit of a linear head             gives weights
+``reliability``                    rewards and ranks        confidence and outcome, in bins         gives curves and ECE terms
 ``metrics``                        rewards and rankings     sums and counts, divided once          gives Metrics with intervals
+``calibration``                    rewards and ranks        maximum likelihood of a temperature     gives a Calibration
 """
 
 from collections.abc import Callable
