@@ -2,7 +2,9 @@
 
 ``objective(name, **options)``     rewards, ranks, lists    a pure function of ``OBJECTIVES``       gives (loss sum, count)
 ``head``                           features, rankings       the convex fit of a linear head             gives weights
+``reliability``                    rewards and ranks        confidence and outcome, in bins         gives curves and ECE terms
 ``metrics``                        rewards and rankings     sums and counts, divided once          gives Metrics with intervals
+``calibration``                    rewards and ranks        maximum likelihood of a temperature     gives a Calibration
 """
 
 import difflib

@@ -75,7 +75,7 @@ def test_length_takes_the_slope_off(tokenizer, tmp_path):
     assert result.calibration.length_slope > 3 and result.calibration.length_slope_error > 0
     before, after = result.figures["before"], result.figures["after"]
     assert before["length_correlation"].value > 0.9 and abs(after["length_correlation"].value) < 0.1
-    assert before["longer_better"].value > 0.95 and before["shorter_better"].value < 0.05
+    assert before["longer_better"].value > 0.95 and before["shorter_better"].value < 0.15
     assert after["pair_accuracy"].value < before["pair_accuracy"].value
 
 
