@@ -202,7 +202,7 @@ def _penalised(found: Sweep, ridge: float, w: torch.Tensor, data: Standardised) 
 
 
 def _solve(hessian: torch.Tensor, ridge: float, gradient: torch.Tensor, data: Standardised) -> torch.Tensor:
-    """Newton's direction; where the objective is not convex (orders of tied responses summed over), a damped one."""
+    """Newton's direction, damped where rounding, or an objective that is not convex, leaves the matrix not positive."""
     matrix = penalised_hessian(hessian, ridge, data)
     damping = 0.0
     while True:
