@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from typer.testing import CliRunner
 
 from kwise import RewardModel
@@ -232,3 +232,79 @@ def test_calibrated_scores_of_a_model_without_calibration_are_an_error(model, tm
     file = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": "r"}])
     code, text = run("score", model, file, "-o", tmp_path / "out.jsonl", "--calibrated")
     assert code == 1 and "not been calibrated" in text and not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def base(tokenizer, tmp_path):
+    """A tiny chat model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_fit_then_best_with_a_lower_bound_as_a_user_would(base, tmp_path):
+    train = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    held = write(tmp_path / "held.jsonl", [nectar_row(i + 50, 3) for i in range(4)])
+    options = ("--eval", held, "--layer", 1, "--layer", 2, "--covariate", "length", "--max-length", 128)
+    code, text = run("fit", base, train, "-o", tmp_path / "out", *options)
+    assert code == 0, text
+    assert "covariate length:" in text
+    assert f"model saved in {tmp_path / 'out' / 'model'}" in text
+    choices = write(tmp_path / "n.jsonl", [{"prompt": "q", "responses": ["answer 1", "answer 2", "answer 3"]}] * 3)
+    code, text = run(
+        "best",
+        tmp_path / "out" / "model",
+        choices,
+        "-o",
+        tmp_path / "best.jsonl",
+        "--lower-bound",
+        1,
+        "--dtype",
+        "float32",
+    )
+    assert code == 0, text
+    lines = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["best"] == max(range(3), key=line["scores_lower"].__getitem__)
+        assert line["best_response"] == line["responses"][line["best"]]
+        assert line["score_c"] == 1
+
+
+def test_fit_tells_all_that_is_wrong_with_its_options(base, tmp_path):
+    code, text = run("fit", base, "x.jsonl", "-o", tmp_path / "out", "--layer", 0, "--covariate", "lenght")
+    assert code == 1
+    assert "fit.layers: must be at least 1, this has 0" in text
+    assert "unknown covariate 'lenght'" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_uncertainty_says_how_to_get_it_and_then_has_it(model, tmp_path):
+    choices = write(tmp_path / "n.jsonl", [{"prompt": "q", "responses": ["answer 1", "answer 2"]}])
+    out = tmp_path / "best.jsonl"
+    code, text = run("best", model, choices, "-o", out, "--lower-bound", 1)
+    assert code == 1
+    assert "no uncertainty" in text
+    assert "kwise uncertainty" in text
+    assert not out.exists()
+    rankings = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    code, text = run("uncertainty", model, rankings)
+    assert code == 0, text
+    assert "kind fisher, rankings 12, prompts 12" in text
+    assert (model / "uncertainty.safetensors").exists()
+    assert run("best", model, choices, "-o", out, "--lower-bound", 1)[0] == 0
+
+
+def test_uncertainty_is_written_into_local_folders_only(tmp_path):
+    code, text = run("uncertainty", "owner/name", tmp_path / "x.jsonl")
+    assert code == 1
+    assert "owner/name is no local folder" in text

@@ -190,7 +190,7 @@ class RewardModel:
 
         Raises ``ValueError`` for a model without uncertainty, and for what ``score`` refuses.
         """
-        uncertainty = self._known_uncertainty()
+        uncertainty = self.known_uncertainty()
         encoded = self._encode(messages, responses)
         if not encoded.suffixes:
             return Assessment([], [], [], [])
@@ -213,7 +213,8 @@ class RewardModel:
         values = self.assess(messages, responses, c).lower if c else self.score(messages, responses)
         return max(range(len(values)), key=values.__getitem__)
 
-    def _known_uncertainty(self) -> Uncertainty:
+    def known_uncertainty(self) -> Uncertainty:
+        """``uncertainty``, or ``ValueError`` for a model that has none."""
         if self.uncertainty is None:
             raise ValueError("this model has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
         return self.uncertainty
@@ -266,7 +267,7 @@ class RewardModel:
 
         Raises ``ValueError`` for a model without uncertainty.
         """
-        uncertainty = self._known_uncertainty()
+        uncertainty = self.known_uncertainty()
         self.model.eval()
 
         def read(model: PreTrainedModel, row: Row) -> torch.Tensor:

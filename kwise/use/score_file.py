@@ -61,6 +61,8 @@ def score_file(
     """
     if c is not None and not c >= 0:
         raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
+    if c is not None:
+        model.known_uncertainty()  # before OUT is made
     target = Path(out)
     how: dict[str, Any] = {CALIBRATION: _calibration(model)} if calibrated else {}
     how |= {} if c is None else {LOWER_BOUND: c}

@@ -23,6 +23,9 @@ def stub_reward_model(tokenizer, max_length: int = 512) -> RewardModel:
             for values in reward_model.map_rows(model, rankings, count_words):
                 yield values.tolist()
 
+        def known_uncertainty(self):
+            """It has one."""
+
         def score_with_errors(self, rankings):
             """The error is a quarter of the score's square."""
             for rewards in self.score_encoded(rankings):
