@@ -5,6 +5,7 @@ import pytest
 import torch
 from rows import Float64, alone, gradients, loss_of, random_rankings
 from tiny_models import FAMILIES, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import BloomConfig, BloomForSequenceClassification, GPTNeoConfig, GPTNeoForSequenceClassification
 
 from kwise.data.packing import build_row
@@ -119,9 +120,13 @@ def test_gradient_checkpointing_changes_no_gradient(backend):
     model, rankings = tiny_model(dtype=torch.float64).train(), random_rankings(3, num=2)
     set_attention(model, backend)
     row = build_row(rankings, range(2))
+    runs = []
+    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     plain = gradients(model, loss_of(row_rewards(model, row), rankings))
+    assert len(runs) == 1
     model.gradient_checkpointing_enable({"use_reentrant": False})
     again = gradients(model, loss_of(row_rewards(model, row), rankings))
+    assert len(runs) == 3  # once forward, once again on the way back
     assert max((plain[name] - again[name]).abs().max() for name in plain) < 1e-12
 
 
@@ -299,9 +304,11 @@ def test_a_compiled_decoder_gives_the_same_rewards_and_gradients(backend):
     set_attention(model, backend)
     row = build_row(rankings, range(2))
     plain = gradients(model, loss_of(row_rewards(model, row), rankings))
+    compiled = CompileCounterWithBackend("aot_eager")
     for layer in model.base_model.layers:
-        layer.compile(backend="aot_eager", dynamic=True)
+        layer.compile(backend=compiled, dynamic=True)
     again = gradients(model, loss_of(row_rewards(model, row), rankings))
+    assert compiled.frame_count >= 2  # what stands before and after the attention, which is left as it is
     assert max((plain[name] - again[name]).abs().max() for name in plain) < 1e-12
 
 
