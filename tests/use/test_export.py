@@ -121,7 +121,11 @@ def test_a_base_from_the_hub_is_named_in_the_metadata(folder, tmp_path):
 
 def test_eval_measures_the_bias_table_by_hand_count(folder, rankings, tmp_path):
     scores = {
-        "one": [3.0, 1.0, 2.0],  # right about 1 > 2 and 1 > 3, both longer; wrong about 2 > 3, where the shorter is better
+        "one": [
+            3.0,
+            1.0,
+            2.0,
+        ],  # right about 1 > 2 and 1 > 3, both longer; wrong about 2 > 3, where the shorter is better
         "two": [1.0, 2.0, 3.0],  # wrong about all three, in all the shorter is better
         "three": [1.0, 0.0],  # right, the longer is better
     }
@@ -144,7 +148,10 @@ def test_metadata_is_what_the_hub_reads_with_the_task_of_rewardbench(folder, ran
     assert {(each.metric_type, each.dataset_name) for each in data.eval_results} == {("accuracy", "held.jsonl")}
     metrics = result.metrics["held.jsonl"]
     assert accuracies["pairs in the right order"].metric_value == round(metrics["pair_accuracy"].value, 4)
-    names = {"longer_better": "pairs whose longer response is better", "shorter_better": "pairs whose shorter response is better"}
+    names = {
+        "longer_better": "pairs whose longer response is better",
+        "shorter_better": "pairs whose shorter response is better",
+    }
     for key, name in names.items():
         assert accuracies[name].metric_value == round(metrics[key].value, 4)
     assert data.model_name == "out" and data.pipeline_tag == "text-classification"
@@ -322,7 +329,10 @@ def test_push_logs_in_first_and_uploads_the_finished_folder(folder, tmp_path, mo
     assert Hub.calls[1][1:] == (("somebody/rm",), {"exist_ok": True})
     assert Hub.calls[2][2]["repo_id"] == "somebody/rm" and Hub.calls[2][2]["folder_path"] == str(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert 'from_pretrained("somebody/rm")' in card and metadata(tmp_path / "out")["model-index"][0]["name"] == "somebody/rm"
+    assert (
+        'from_pretrained("somebody/rm")' in card
+        and metadata(tmp_path / "out")["model-index"][0]["name"] == "somebody/rm"
+    )
 
 
 def test_what_push_hands_over_is_what_the_hub_library_takes():
