@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
@@ -23,7 +22,8 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
 def merge_adapter(
     folder: str | os.PathLike[str], layers: int | None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model that ``folder`` names, with the adapter and the head of ``folder`` in it, and the tokenizer of ``folder``.
+    """The base model that ``folder`` names, with the adapter and the head of ``folder`` in it, and the tokenizer of
+    ``folder``, or else of the base.
 
     ``layers`` is the depth that the base was cut to while training (None: nobody wrote it down, so it was not). Raises
     ``ValueError`` for an adapter without safetensors weights or without the head, for tensors that are missing or too many,
@@ -54,8 +54,8 @@ def merge_adapter(
             f"{folder}: the adapter is of {max(reached) + 1} layers, its base {base} has {depth}; if the base was cut in "
             'training, say so in kwise.json: "trained": {"layers": ' + f"{max(reached) + 1}" + "}"
         )
-    own_tokenizer = Path(folder, "tokenizer_config.json").exists()
-    tokenizer = backbone.load_tokenizer(folder if own_tokenizer else base)
+    own = cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    tokenizer = backbone.load_tokenizer(base if own is None else folder)
     backbone.align(model, tokenizer)
     wrapped = PeftModel(model, config)
     found = set_peft_model_state_dict(wrapped, state)

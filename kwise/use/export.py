@@ -52,7 +52,7 @@ class Change:
 
 class Exported(NamedTuple):
     """``metrics`` of the written folder per file, those of ``kwise eval`` with ``longer_better`` and ``shorter_better`` of
-    ``kwise.objective.calibration.figures``; ``change`` of a copy in another precision; ``notes`` say what was mended or left."""
+    ``kwise.objective.calibration.figures``; ``change`` of a copy in another precision; ``notes`` say what was mended."""
 
     metrics: dict[str, dict[str, Metric]]
     change: Change | None
@@ -100,7 +100,7 @@ def export(
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
         written = Path(unfinished, "model")
         settings = model.settings
-        notes += _write(model, written, dtype or kept)
+        _write(model, written, dtype or kept)
         del model  # the copy takes its place in memory
         copy = RewardModel.from_pretrained(written, dtype=None)
         after = _score(copy, compared if dtype else rankings, "scoring the folder written", progress)
@@ -135,19 +135,14 @@ def load_float32(folder: str) -> tuple[RewardModel, str]:
     return RewardModel(model, tokenizer, settings or Settings(context)), "float32"
 
 
-def _write(model: RewardModel, folder: Path, dtype: str) -> list[str]:
-    """The model in ``dtype``, its tokenizer, settings, and uncertainty where that belongs to the head as rounded."""
-    notes = []
+def _write(model: RewardModel, folder: Path, dtype: str) -> None:
+    """The model in ``dtype``, its tokenizer and settings, and its uncertainty, which stays that of the head as rounded."""
     precision: torch.dtype = getattr(torch, "bfloat16" if dtype == "int8" else dtype)
-    uncertainty = model.uncertainty
+    uncertainty = model.uncertainty  # raises for one of another head
     model.model.to(precision)
-    head = getattr(model.model, backbone.HEAD).weight
-    # as Uncertainty.load compares: float16 may round a weight to another side than bfloat16
-    if uncertainty is not None and not torch.equal(uncertainty.head.bfloat16(), head.detach().cpu().bfloat16()[0]):
-        model.uncertainty = None
-        notes.append(
-            f"the error of the head was left out: {dtype} rounds the head to other values than it was fitted for"
-        )
+    if uncertainty is not None:
+        head = getattr(model.model, backbone.HEAD).weight.detach()[0]
+        model.uncertainty = replace(uncertainty, head=head.float().cpu())
     if dtype == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -158,7 +153,6 @@ def _write(model: RewardModel, folder: Path, dtype: str) -> list[str]:
             plain, quantization_config=scheme, dtype=torch.bfloat16
         )
     model.save_pretrained(folder)
-    return notes
 
 
 def _published(settings: Settings, change: Change | None) -> Settings:

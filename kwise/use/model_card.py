@@ -128,7 +128,12 @@ def _measured(shown: Mapping[str, Mapping[str, Any]], fresh: bool) -> list[str]:
         "`longer_wins` and `better_model_wins` need no model: they say how far length and the author's name get alone.",
     ]
     bias = ("longer_better", "shorter_better")
-    names = dict.fromkeys(name for own in shown.values() for name in own if name not in bias)
+    names = dict.fromkeys(
+        name
+        for own in shown.values()
+        for name, metric in own.items()
+        if name not in bias and metric["value"] is not None
+    )
     parts.append(
         _table(("", *shown), [(name, *(_cell(name, own.get(name)) for own in shown.values())) for name in names])
     )

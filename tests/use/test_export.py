@@ -219,22 +219,25 @@ def test_numbers_beyond_float16_are_an_error_and_leave_nothing_behind(folder, ra
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held.jsonl", "model"]
 
 
-def test_uncertainty_goes_along_where_the_head_is_equal_and_not_where_rounding_made_another(folder, rankings, tmp_path):
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "int8"])
+def test_the_error_of_the_head_goes_along_in_every_precision(dtype, folder, rankings, tmp_path):
+    if dtype == "int8":
+        pytest.importorskip("torchao")
     head = AutoModelForSequenceClassification.from_pretrained(folder).score.weight.detach()[0]
     root = torch.eye(len(head))
-    Uncertainty(root, torch.zeros(len(head)), head.clone(), {"kind": "fisher", "rankings": 5}).save(folder)
-    for dtype in (None, "bfloat16"):
-        export(folder, tmp_path / str(dtype), dtype, [rankings])
-        assert torch.equal(RewardModel.from_pretrained(tmp_path / str(dtype), dtype=None).uncertainty.root, root)
-        assert "kind fisher, rankings 5" in (tmp_path / str(dtype) / "README.md").read_text()
-    # a weight that float16 cannot hold: below its smallest number
-    state = load_file(f"{folder}/model.safetensors")
-    state["score.weight"][0, 0] = head[0] = 1e-9
-    save_file(state, f"{folder}/model.safetensors", metadata={"format": "pt"})
-    Uncertainty(root, torch.zeros(len(head)), head, {"kind": "fisher"}).save(folder)
-    result = export(folder, tmp_path / "half", "float16", [rankings])
-    assert any("error of the head was left out" in note for note in result.notes)
-    assert RewardModel.from_pretrained(tmp_path / "half", dtype=None).uncertainty is None
+    Uncertainty(root, torch.zeros(len(head)), head, {"kind": "fisher", "rankings": 5}).save(folder)
+    export(folder, tmp_path / "out", dtype, [rankings])
+    found = RewardModel.from_pretrained(tmp_path / "out", dtype=None).uncertainty
+    assert torch.equal(found.root, root) and found.facts == {"kind": "fisher", "rankings": 5}
+    assert "kind fisher, rankings 5" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_error_of_another_head_is_an_error(folder, tmp_path):
+    size = AutoModelForSequenceClassification.from_pretrained(folder).score.weight.shape[1]
+    Uncertainty(torch.eye(size), torch.zeros(size), torch.ones(size), {}).save(folder)
+    with pytest.raises(ValueError, match="belongs to another head"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
