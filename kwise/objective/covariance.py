@@ -40,14 +40,14 @@ def head_covariance(
                    the norm of Algorithm 1, which does not shrink with n: its radius f does
 
     All over standardised features, with the direction ``Scaling.level`` fixed as in ``fit_head``. Time: one pass, 2 p^2
-    operations a response and about p^3; memory: five p x p float64 matrices (0.7 GB at p = 4096, 2.7 GB at 8192).
+    operations a response and about p^3; memory: ten p x p float64 matrices (1.3 GB at p = 4096, 5.4 GB at 8192) and a chunk.
     """
     data = Standardised(design, scaling(design), device)
     w = torch.from_numpy(np.concatenate([weight, coefficients]) * data.by.scale).to(device)
     if kind == "paper":
         information = penalised_hessian(_pair_covariance(data), ridge, data)
     else:
-        found = sweep(data, objective, w)
+        found = sweep(data, objective, w, stride=1)
         information = found.rankings * penalised_hessian(found.hessian, ridge, data)
     # root of its inverse: for information = L L', (L^-1)' is one
     lower = torch.linalg.cholesky(information)

@@ -242,7 +242,7 @@ def _of_head(
     # matrices of a covariance
     width = model.model.config.get_text_config().hidden_size
     features = 8 * rewards * width
-    fit = 2 * min(features, IN_MEMORY) + 3 * min(features, 8 * CHUNK) + 8 * 8 * width**2
+    fit = 2 * min(features, IN_MEMORY) + 3 * min(features, 8 * CHUNK) + 10 * 8 * width**2
     need = max(memory(found.longest_row), measured[-1][2] + fit)
     return Forecast(
         found,
