@@ -12,8 +12,9 @@ What is then chosen from are n responses
     odd elsewhere    as ranked, but one in 50 varies by 1 in every direction beyond the first 8
 
 and gold either ignores what rankings did not show (theta is 0 beyond the first 8) or cares as much for it as for the rest: so
-pessimism may win, lose, or have nothing to do. All numbers and the first three kinds were set before the first run. In none of
-these did gold fall with n, since their wide responses are wide in what gold cares for too; the fourth was added for that.
+pessimism may win, lose, or have nothing to do. All numbers and the first three kinds were set before the first run. In a
+trial of three worlds none of these had gold fall with n, since wide responses are wide in what gold cares for too; so the
+fourth was added.
 
     python benchmarks/over_optimisation.py --figure benchmarks/results/over_optimisation        gives .svg and .png
 """
