@@ -1,6 +1,6 @@
 """The covariance of a head, from the rankings it was fitted to (arXiv 2301.11270, section 3 and Theorem 4.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from kwise.objective.head import penalised_hessian, project, sweep
 KINDS = ("fisher", "sandwich", "paper")
 
 
-def default_kind(name: str, options: Mapping[str, Any]) -> str:
-    """``fisher`` where the objective is the likelihood of a noise model (Plackett-Luce as it is), else ``sandwich``."""
-    return "fisher" if name == "plackett_luce" and not options else "sandwich"
+def default_kind(name: str, options: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """``fisher`` where the objective is the likelihood of a noise model (Plackett-Luce as it is) and every ranking has a prompt of
+    its own; else ``sandwich``, since rankings of one prompt share responses or their judge's whims."""
+    return "fisher" if name == "plackett_luce" and not options and len(set(groups)) == len(groups) else "sandwich"
 
 
 def head_covariance(

@@ -28,8 +28,7 @@ def add_uncertainty(
     """
     trained = model.settings.trained
     name, options = trained.get("objective", "plackett_luce"), trained.get("objective_options", {})
-    kind = kind or default_kind(name, options)
-    if kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
     rankings = [ranking for file in files for ranking in read_rankings(file, source)]
     pool = encode_distinct(model.encoder, rankings)
@@ -44,5 +43,6 @@ def add_uncertainty(
         ridge = fit.ridge
         console.print(f"ridge {ridge:g}, as a head fitted anew to these features takes", highlight=False)
     head = getattr(model.model, backbone.HEAD).weight
+    kind = kind or default_kind(name, options, design.groups)
     model.uncertainty, _ = head_uncertainty(design, loss_function, head, np.zeros(0), ridge, kind)
     return model.uncertainty

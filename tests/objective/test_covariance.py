@@ -9,7 +9,7 @@ from test_head import design, fit_head, mixed_problem, simulate, standardised
 
 from kwise.objective import OBJECTIVES, head
 from kwise.objective import design as design_module
-from kwise.objective.covariance import KINDS, head_covariance, head_uncertainty
+from kwise.objective.covariance import KINDS, default_kind, head_covariance, head_uncertainty
 from kwise.objective.design import Design, Standardised, scaling
 from kwise.objective.plackett_luce import plackett_luce
 
@@ -204,3 +204,16 @@ def test_three_arms_pessimism_finds_the_best_arm_where_the_greedy_estimate_does_
         pessimistic.append(reward.max() - reward[np.argmax(weight - weight[1] - 2 * error)])
     assert np.mean(greedy) > 0.2
     assert max(pessimistic) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "groups", "kind"),
+    [
+        ("plackett_luce", {}, ["a", "b", "c"], "fisher"),
+        ("plackett_luce", {}, ["a", "b", "a"], "sandwich"),
+        ("plackett_luce", {"top": 2}, ["a", "b", "c"], "sandwich"),
+        ("all_pairs", {}, ["a", "b", "c"], "sandwich"),
+    ],
+)
+def test_fisher_is_for_a_likelihood_of_independent_rankings_only(name, options, groups, kind):
+    assert default_kind(name, options, groups) == kind
