@@ -5,9 +5,11 @@
                                   Gaussian noise of the same variance, nor where position 0 has a bonus of 0.8.
     dependent                     133 prompts of 7 responses, each with one Gumbel draw of its own, and three rankings a prompt,
                                   each of 5 responses picked at random: every ranking by itself is Plackett-Luce
+    few                           60 prompts of 10 responses, three rankings of 5 a prompt that share its draw, 20 to 80 features,
+                                  |theta| about 1, ridge 0.05: as many features as prompts, or more
     bandit                        three arms, phi = e_i, r = (0.5, 0, -0.5); arms 1 and 2 are compared n - 1 times, 2 and 3 once
 
-Ridge is 1e-8, which does nothing. "+-" is one Monte-Carlo standard error throughout.
+Ridge is 1e-8, which does nothing, but in "few". "+-" is one Monte-Carlo standard error throughout.
 
     python benchmarks/estimator.py gumbel --reps 600
 """
@@ -189,6 +191,31 @@ def coverage_table(found: dict[str, Simulated]) -> None:
     measure.print_table(columns, (row for each in found.items() for row in coverage_rows(*each)))
 
 
+def few_table(reps: int) -> None:
+    """Stated over true error, root mean squares over all weights, and how often 90 % intervals hold."""
+    rows, prompts, ridge = [], 60, 0.05
+    for width in (20, 40, 80):
+        errors, said = [], defaultdict(list)
+        for seed in range(reps):
+            rng = np.random.default_rng(seed)
+            theta = rng.normal(size=width) / np.sqrt(width)
+            features = rng.normal(size=(prompts * 10, width))
+            places = np.array([10 * each + rng.permutation(10)[:5] for each in range(prompts) for _ in range(3)])
+            ranks = ranked((features @ theta + rng.gumbel(size=len(features)))[places])
+            design = Design(features, places.tolist(), ranks, [str(each) for each in range(prompts) for _ in range(3)])
+            weight = fit(design, "plackett_luce", ridge, np.zeros(width))
+            errors.append(weight - theta)
+            for kind in ("fisher", "sandwich"):
+                root = head_covariance(design, OBJECTIVES["plackett_luce"], weight, np.zeros(0), ridge, kind)
+                said[kind].append(np.square(root).sum(1))
+        error = np.array(errors)
+        for kind, variance in said.items():
+            stated, true = np.mean(variance), np.square(error).mean()
+            held = (np.abs(error) < NORMAL_90 * np.sqrt(variance)).mean(1)
+            rows.append([str(width), kind, f"{np.sqrt(stated / true):.2f}", show(mean(100 * held), 1)])
+    measure.print_table(["features", "covariance", "said / true", "90 % intervals hold, %"], rows)
+
+
 def constrained(first_wins: np.ndarray) -> np.ndarray:
     """[3] the bandit's maximum likelihood estimate in the paper's set <1, theta> = 0, |theta| <= B = 4, to 1e-3.
 
@@ -251,7 +278,7 @@ def bandit_table(reps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["gumbel", "gaussian", "position", "dependent", "bandit"])
+    parser.add_argument("part", choices=["gumbel", "gaussian", "position", "dependent", "few", "bandit"])
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, 1 unless given")
     parser.add_argument("--reps", type=int, default=600, help="data sets drawn for each figure, 600 unless given")
     given = parser.parse_args()
@@ -259,6 +286,8 @@ def main() -> None:
     measure.print_header(measure.header(given))
     if given.part == "bandit":
         bandit_table(given.reps)
+    elif given.part == "few":
+        few_table(given.reps)
     elif given.part == "dependent":
         coverage_table({"dependent, K = 5": simulate(dependent, False, given.reps)})
     else:

@@ -15,8 +15,8 @@ KINDS = ("fisher", "sandwich", "paper")
 
 
 def default_kind(name: str, options: Mapping[str, Any], groups: Sequence[str]) -> str:
-    """``fisher`` where the objective is the likelihood of a noise model (Plackett-Luce as it is) and every ranking has a prompt of
-    its own; else ``sandwich``, since rankings of one prompt share responses or their judge's whims."""
+    """``fisher`` where the objective is the likelihood of a noise model (Plackett-Luce as it is) and every ranking has a
+    prompt of its own; else ``sandwich``: rankings of one prompt share responses or their judge's whims."""
     return "fisher" if name == "plackett_luce" and not options and len(set(groups)) == len(groups) else "sandwich"
 
 
