@@ -131,12 +131,13 @@ def _open(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         # files from before torch 1.6 are no archives and cannot be mapped: they are read whole
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        what = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        named = f" (it asks for {what[1]})" if what else ""
+    except pickle.UnpicklingError as error:  # its own words advise loading the file with code and all
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise ValueError(f"{file} cannot be read: it is no pickle of tensors") from error
         raise ValueError(
-            f"{file} is refused, and nothing in it was run: it is a pickle that holds more than tensors{named}, and to load that "
-            "is to run its code. Ask its author for safetensors, or for a file of tensors alone"
+            f"{file} is refused, and nothing in it was run: beside tensors the pickle holds code ({asked[1]}), which loading it "
+            "would run. Ask its author for safetensors, or for a file of tensors alone"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:  # cut short, or no weights at all
         raise ValueError(f"{file} cannot be read: {error}") from error
@@ -262,16 +263,15 @@ def _normalisation(config: dict[str, Any]) -> tuple[float, float]:
 
 
 def checked(checkpoint: Checkpoint, names: list[str]) -> torch.Tensor:
-    """The tensor of the first of ``names``. Raises ``ValueError`` if it has a NaN or an infinity, or if another differs."""
+    """The tensor of the first of ``names``. Raises ``ValueError`` if one has a NaN or an infinity, or if they differ."""
     first, *copies = names
+    for name in names:
+        if not finite(checkpoint.tensors[name]):
+            raise ValueError(f"{name} in {checkpoint.files[name]} holds NaN or infinite values")
     tensor = checkpoint.tensors[first]
-    if not finite(tensor):
-        raise ValueError(f"{first} in {checkpoint.files[first]} holds NaN or infinite values")
     for name in copies:
         if tensor.dtype != checkpoint.tensors[name].dtype or not torch.equal(tensor, checkpoint.tensors[name]):
-            raise ValueError(
-                f"{name} in {checkpoint.files[name]} should equal {first}, of which it is a copy, but differs from it"
-            )
+            raise ValueError(f"{name} in {checkpoint.files[name]} is no copy of {first}, as it should be: they differ")
     return tensor
 
 

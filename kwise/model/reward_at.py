@@ -50,8 +50,8 @@ class Card:
     """The behaviour of the code on the model card of berkeley-nest/Starling-RM-7B-alpha, to reproduce figures published with it.
 
     The card sets ``pad_token = unk_token`` and ``truncation_side = "left"``, tokenises a text that begins with ``<s>`` (so
-    Llama's tokenizer makes it two BOS), pads it to ``max_length`` (2048 there), hands ids and attention mask to the decoder, and reads
-    the position before the first id that equals ``PAD_ID = tokenizer(pad_token)["input_ids"][0]``. Two quirks follow:
+    Llama's tokenizer makes it two BOS), pads it to ``max_length`` (2048 there), hands ids and attention mask to the decoder, and
+    reads the position before the first id that equals ``PAD_ID = tokenizer(pad_token)["input_ids"][0]``. Two quirks follow:
 
     - With a tokenizer that puts BOS in front of texts, as Llama's, that id is BOS and not pad. The first match is position 0,
       position -1 is meant by the one before, and so the reward is read at the **last slot of the padded row**: an ``<unk>`` at
