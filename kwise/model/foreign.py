@@ -97,7 +97,7 @@ def open_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     for file in files:
         for key, tensor in _open(file).items():
             if key in tensors:
-                raise ValueError(f"{name} holds '{key}' twice, in {where[key]} and in {file.name}")
+                raise ValueError(f"{name} holds '{key}' twice, in {where[key]} and in {file.name}; give one file")
             tensors[key], where[key] = tensor, file.name
     return Checkpoint(tensors, where, _config(folder))
 
