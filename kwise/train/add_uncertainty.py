@@ -24,8 +24,11 @@ def add_uncertainty(
 
     The objective is the one the model was trained with (``kwise.json``; Plackett-Luce where it says nothing). So is the ridge;
     a head that was not fitted with one gets that of the head fit on the same features. ``kind`` None is
-    ``default_kind``. Features are cached in ``cache``. Raises ``ValueError`` for an unknown kind.
+    ``default_kind``. Features are cached in ``cache``. Raises ``ValueError`` for an unknown kind, and for a model whose rewards
+    are not read at the last token.
     """
+    if model.settings.reward_at != "last_token":
+        raise ValueError(f"rewards read by the rule '{model.settings.reward_at}' have no features to learn errors from")
     trained = model.settings.trained
     name, options = trained.get("objective", "plackett_luce"), trained.get("objective_options", {})
     if kind is not None and kind not in KINDS:
