@@ -80,9 +80,7 @@ def header(given: argparse.Namespace) -> dict[str, object]:
         "machine": f"{models[0].split(': ')[1] if models else platform.processor()}, {os.cpu_count()} cores",
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "layers": given.layers,
-        "threads": given.threads,
-        "repetitions": given.reps,
+        **{name: value for name, value in vars(given).items() if name in ("layers", "threads", "reps")},
     }
 
 

@@ -314,6 +314,49 @@ def calibrate(
     console.print(f"written to {Path(model) / 'kwise.json'}", highlight=False, soft_wrap=True)
 
 
+@app.command("import")
+def import_(
+    checkpoint: Annotated[str, typer.Argument(help="file, folder or hub id of another trainer's reward model")],
+    base: Annotated[
+        str, typer.Option(help="folder or hub id of the chat model it was trained from: config and tokenizer")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write; must not exist")],
+    layout: Annotated[
+        str, typer.Option(help="starling, deepspeed_chat, trl (LLaMA-Factory too), openrlhf; auto tells by the tensors")
+    ] = "auto",
+    template: Annotated[
+        str | None, typer.Option(help="starling_card, starling_ppo, starling_training or a Jinja file; else BASE's own")
+    ] = None,
+    reward_at: Annotated[
+        str, typer.Option(help="last_token, or card: as the Starling card's code reads it")
+    ] = "last_token",
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="longest sequence in tokens; Starling 2048, else the model's context")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else the checkpoint's")] = None,
+) -> None:
+    """Make a standard model folder of another trainer's reward-model checkpoint, every tensor accounted for."""
+    with user_errors():
+        import torch
+
+        from kwise.model.backbone import DTYPES, resolve
+        from kwise.train.run_folder import progress_bar
+        from kwise.use.import_checkpoint import import_checkpoint
+
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(DTYPES)}")
+        kept = None if dtype is None else getattr(torch, dtype)
+        quiet_libraries()
+        with progress_bar(errors) as bar:
+            show = partial(show_progress, bar, bar.add_task("tensors", total=None))
+            notes = import_checkpoint(
+                checkpoint, resolve(base), out, layout, template, reward_at, max_length, kept, show
+            )
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"model written to {out}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="folder or hub id of a reward model, or a LoRA adapter folder")],

@@ -42,6 +42,35 @@ def build_tokenizer(adds_bos: bool = False, template: str = CHATML) -> Any:
     )
 
 
+def build_llama2_tokenizer(adds_bos: bool = True) -> Any:
+    """Llama-2's class, its ids of ``<unk>``, ``<s>``, ``</s>`` (0, 1, 2) and its byte fallback, with few merges and no pad
+    token. Its chat template is ChatML, in plain characters here."""
+    from transformers import LlamaTokenizer
+
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    tokens += [chr(code) for code in range(33, 127) if chr(code) != "x"]  # "x" is left to the byte fallback
+    merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("I", "N"), ("S", "T"), ("IN", "ST")]
+    tokens += [first + second for first, second in merges]
+    return LlamaTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        add_bos_token=adds_bos,
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture
+def llama2_tokenizer() -> Any:
+    """See ``build_llama2_tokenizer``."""
+    return build_llama2_tokenizer()
+
+
+@pytest.fixture
+def make_llama2_tokenizer() -> Callable[..., Any]:
+    """``make_llama2_tokenizer(adds_bos=True)``."""
+    return build_llama2_tokenizer
+
+
 @pytest.fixture
 def make_tokenizer() -> Callable[..., Any]:
     """``make_tokenizer(adds_bos=False, template=CHATML)``: for a test that needs a variant of its own."""

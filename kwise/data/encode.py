@@ -46,12 +46,9 @@ class Encoder:
         """
         sequences, cut = [], []
         for response in responses:
-            ids = self._one_bos(self._render(messages, response))
-            if not ids:
-                raise ValueError("the chat template renders the conversation as nothing")
-            kept = self._truncate(ids)
+            kept, removed = self._sequence([*messages, Message(role="assistant", content=response)])
             sequences.append(kept)
-            cut.append(len(ids) - len(kept))
+            cut.append(removed)
         shared = min(shared_length(sequences), min(map(len, sequences)) - 1)
         suffixes = [ids[shared:] for ids in sequences]
         return EncodedRanking(sequences[0][:shared], suffixes, [len(s) - 1 for s in suffixes], cut, list(ranks))
@@ -63,9 +60,13 @@ class Encoder:
         except (ValueError, TemplateError) as error:
             raise DataError(f"cannot be encoded: {error}", file=ranking.file, line=ranking.line) from error
 
-    def _render(self, messages: list[Message], response: str) -> list[int]:
-        conversation = [*messages, Message(role="assistant", content=response)]
-        return list(self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False))
+    def _sequence(self, conversation: list[Message]) -> tuple[list[int], int]:
+        """The ids of a conversation after truncation, and how many it removed."""
+        ids = self._one_bos(list(self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)))
+        if not ids:
+            raise ValueError("the chat template renders the conversation as nothing")
+        kept = self._truncate(ids)
+        return kept, len(ids) - len(kept)
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         """Exactly one BOS: a doubled one is made one; a missing one is added where the tokenizer itself would add it."""

@@ -22,6 +22,7 @@ from kwise.model.smollm2 import smollm2
 HEAD = "score"
 DTYPES = ("float32", "bfloat16", "float16")
 RECOMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry
+TEMPLATES = {path.stem: path for path in sorted(Path(__file__).with_name("templates").glob("*.jinja"))}
 
 
 def from_causal_lm(
@@ -42,6 +43,22 @@ def from_causal_lm(
     config.problem_type = "regression"  # without it serving engines pass the single logit through a sigmoid
     model = _load(base, dtype, lambda name: _is_of_causal_lm(name, layers), new=f"{HEAD}.weight", config=config)
     torch.nn.init.zeros_(getattr(model, HEAD).weight)
+    return model
+
+
+def skeleton(base: str | os.PathLike[str], vocab_size: int | None = None) -> PreTrainedModel:
+    """What ``from_causal_lm(base)`` gives, but without weights: on the meta device, from the config alone.
+
+    ``vocab_size`` is the number of rows of its embedding, None that of the config.
+    """
+    with _naming(base):
+        config = AutoConfig.from_pretrained(base, num_labels=1)
+    config.problem_type = "regression"
+    if vocab_size is not None:
+        config.get_text_config().vocab_size = vocab_size
+    with _naming(base), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    _require_head(model)
     return model
 
 
@@ -90,11 +107,14 @@ def resolve(base: str) -> str:
 
 
 def load_tokenizer(base: str | os.PathLike[str], chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``base``, with the Jinja ``chat_template`` of that file where one is given."""
+    """The tokenizer of ``base``, with the Jinja ``chat_template`` of that name (``TEMPLATES``) or file where one is given."""
     with _naming(base):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
     if chat_template is not None:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        file = TEMPLATES.get(chat_template, Path(chat_template))
+        if not file.is_file():
+            raise ValueError(f"chat template '{chat_template}' is neither a file nor one of {', '.join(TEMPLATES)}")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
     return tokenizer
 
 
@@ -133,7 +153,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-                model.resize_token_embeddings(len(tokenizer))
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # no row that anything reads
     for each in {id(c): c for c in (model.config, config)}.values():
         each.pad_token_id = tokenizer.pad_token_id
     return None if tokenizer.pad_token == before else f"pad token set to {tokenizer.pad_token!r} (was {before!r})"
@@ -178,12 +198,17 @@ def _load(
         problems.append(f"{name} has shape {list(in_file)} in the checkpoint, {list(in_model)} in the model")
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    _require_head(model)
+    return model
+
+
+def _require_head(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless ``model`` has a bias-free linear head ``score`` with one output."""
     head = getattr(model, HEAD, None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ValueError(
             f"{type(model).__name__} has no bias-free linear head '{HEAD}'; kwise needs a decoder that has one"
         )
-    return model
 
 
 def _is_of_causal_lm(name: str, layers: int | None) -> bool:

@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from kwise.data.encode import Encoder
 from kwise.data.packing import build_row, plan, split
 from kwise.data.sources import FieldError, prompt_messages, response_text
 from kwise.data.unique import encode_distinct
@@ -23,6 +22,7 @@ from kwise.model import backbone
 from kwise.model.attention import hidden_states, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.calibrated import Calibration
+from kwise.model.reward_at import RULES, Rule
 from kwise.model.uncertainty import FILE as UNCERTAINTY_FILE
 from kwise.model.uncertainty import Uncertainty, win_probability
 from kwise.records import EncodedRanking, Message, Ranking, Row
@@ -76,15 +76,16 @@ def map_rows(
 class Settings:
     """What a reward model folder says beyond the model itself, in ``kwise.json``; other tools ignore the file.
 
-    ``reward_at`` names the rule of where a reward is read: the last token of the conversation as the chat template
-    renders it. ``trained`` holds facts of the training run, ``calibration`` what ``kwise calibrate`` found (None before),
-    ``exported`` what ``kwise export`` measured of a copy in another precision.
+    ``reward_at`` names the rule of where a reward is read (``kwise.model.reward_at``). ``trained`` holds facts of the
+    training run, ``imported`` what ``kwise import`` made the folder from, ``calibration`` what ``kwise calibrate`` found (None
+    before), ``exported`` what ``kwise export`` measured of a copy in another precision.
     """
 
     max_length: int
     truncation: str = "left"
     reward_at: str = "last_token"
     trained: dict[str, Any] = field(default_factory=dict)
+    imported: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     exported: dict[str, Any] = field(default_factory=dict)
 
@@ -125,11 +126,14 @@ class RewardModel:
     """A chat model with one linear unit as its head: any prompt and response gets one scalar."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-        if settings.reward_at != "last_token":
-            raise ValueError(f"unknown reward rule '{settings.reward_at}'; this version of kwise knows 'last_token'")
+        if settings.reward_at not in RULES:
+            raise ValueError(
+                f"unknown reward rule '{settings.reward_at}'; this version of kwise knows {', '.join(RULES)}"
+            )
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self._uncertainty: Uncertainty | str | None = None  # a path until it is asked for
-        self.encoder = Encoder(tokenizer, settings.max_length, settings.truncation)
+        self.rule: Rule = RULES[settings.reward_at](tokenizer, settings.max_length, settings.truncation)
+        self.encoder = self.rule.encoder
 
     @classmethod
     def from_pretrained(
@@ -198,7 +202,7 @@ class RewardModel:
         if not encoded.suffixes:
             return Assessment([], [], [], [])
         self.model.eval()
-        features = next(map_rows(self.model, [encoded], hidden_states))
+        features = next(map_rows(self.model, [encoded], self.rule.hidden_states))
         rewards = head_rewards(self.model, features.to(self.model.device)).cpu().double()
         errors = uncertainty.errors(features).double()
         calibrated = torch.tensor(self.calibrated(rewards.tolist(), responses), dtype=torch.float64)
@@ -274,7 +278,7 @@ class RewardModel:
         self.model.eval()
 
         def read(model: PreTrainedModel, row: Row) -> torch.Tensor:
-            features = hidden_states(model, row)
+            features = self.rule.hidden_states(model, row)
             return torch.stack([head_rewards(model, features).double(), uncertainty.errors(features).double()], 1)
 
         for values in map_rows(self.model, rankings, read):
@@ -285,5 +289,9 @@ class RewardModel:
     ) -> Iterator[list[float]]:
         """The K rewards of each encoded ranking, in order, streaming."""
         self.model.eval()
-        for rewards in map_rows(self.model, rankings, row_rewards, tokens_per_row):
+
+        def read(model: PreTrainedModel, row: Row) -> torch.Tensor:
+            return head_rewards(model, self.rule.hidden_states(model, row))
+
+        for rewards in map_rows(self.model, rankings, read, tokens_per_row):
             yield rewards.tolist()

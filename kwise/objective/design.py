@@ -117,7 +117,8 @@ class Standardised:
 
     def __init__(self, design: Design, by: Scaling, device: str = "cpu") -> None:
         self.design, self.by, self.device = design, by, device
-        fits = 8 * design.width * sum(map(len, design.places)) <= IN_MEMORY
+        self.num_responses = sum(map(len, design.places))
+        fits = 8 * design.width * self.num_responses <= IN_MEMORY
         self._kept = list(self._read()) if fits else None
 
     def __iter__(self) -> Iterator[Chunk]:

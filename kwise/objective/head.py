@@ -13,6 +13,7 @@ from kwise.objective.design import Chunk, Design, Scaling, Standardised, scaling
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 HELD_OUT = 0.2  # share of prompts set aside to choose the ridge
 PATIENCE = 2  # the path ends after so many ridges in a row that are no better than the best one
+HESSIAN_RESPONSES = 2**17  # so many responses say enough about the curvature at any width in use
 COVARIATE_RIDGE = 1e-3  # covariates shall take all they can, but one that separates the answers must stay finite
 ROUNDING = 1e-12  # relative error of a summed loss: near the optimum a step gains less than that
 
@@ -62,8 +63,9 @@ def fit_head(
     largest down, each from the last one's optimum. Newton's method in float64 finds each optimum, and standardisation is
     folded back into ``weight``, which is kept orthogonal to ``Scaling.level``. Covariates are all but unpenalised.
 
-    Cost of a step: one pass over the features, 2 p^2 operations a response and p^3 / 3, with p = d + c; memory 8 p^2 bytes
-    a matrix, and the features only if they are small (``IN_MEMORY``). Raises ``ValueError`` for fewer than two prompts.
+    Cost of a step: one pass over the features, 2 p^2 operations a response (of ``HESSIAN_RESPONSES`` at most) and p^3 / 3,
+    with p = d + c; memory 8 p^2 bytes a matrix, and the features only if they are small (``IN_MEMORY``). Raises
+    ``ValueError`` for fewer than two prompts.
     """
     first = next(iter(designs.values()))
     names = sorted(set(first.groups))
@@ -117,13 +119,13 @@ def minimise(
         size = 1.0
         while size > 1e-6:
             moved = w + size * step
-            there = mean_loss(data, objective, moved) + _ridge_term(moved, ridge, data)
-            if there <= value - 1e-4 * size * expected + ROUNDING * abs(value):
+            there = sweep(data, objective, moved)  # the whole of it: a full step is nearly always taken
+            if _penalised(there, ridge, moved, data)[1] <= value - 1e-4 * size * expected + ROUNDING * abs(value):
                 break
             size /= 2
         else:
             break
-        w, found = moved, sweep(data, objective, moved)
+        w, found = moved, there
     return w, found
 
 
@@ -134,21 +136,27 @@ def mean_loss(data: Standardised, objective: Objective, w: torch.Tensor) -> floa
     return sum(value.item() for value, _ in parts) / sum(count for _, count in parts)
 
 
-def sweep(data: Standardised, objective: Objective, w: torch.Tensor) -> Sweep:
-    """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w."""
-    loss, rankings = 0.0, 0
+def sweep(data: Standardised, objective: Objective, w: torch.Tensor, stride: int | None = None) -> Sweep:
+    """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w.
+
+    The Hessian, all but nothing of the cost being its, is of every ``stride``-th chunk: by default of as many as hold
+    ``HESSIAN_RESPONSES``. A Newton step needs no more, and where it leads is the gradient's business.
+    """
+    stride = stride or max(1, data.num_responses // HESSIAN_RESPONSES)
+    loss, rankings, curved_rankings = 0.0, 0, 0
     gradient, hessian = torch.zeros_like(w), torch.zeros(len(w), len(w), dtype=w.dtype, device=w.device)
-    for chunk in data:
+    for number, chunk in enumerate(data):
         rewards = (chunk.z @ w).requires_grad_()
         value, count = objective(rewards, chunk.ranks, chunk.lists)
-        (slope,) = torch.autograd.grad(value, rewards, create_graph=True)
-        for places, curve in curvature(slope, rewards, chunk):
+        curves = number % stride == 0
+        (slope,) = torch.autograd.grad(value, rewards, create_graph=curves)
+        for places, curve in curvature(slope, rewards, chunk) if curves else ():
             rows = chunk.z[places]
             curved = curve @ rows.view(*curve.shape[:2], -1)
             hessian.addmm_(rows.T, curved.view(len(rows), -1))
         gradient += chunk.z.T @ slope.detach()
-        loss, rankings = loss + value.item(), rankings + count
-    return Sweep(loss / rankings, rankings, gradient / rankings, hessian / rankings)
+        loss, rankings, curved_rankings = loss + value.item(), rankings + count, curved_rankings + count * curves
+    return Sweep(loss / rankings, rankings, gradient / rankings, hessian / curved_rankings)
 
 
 def curvature(slope: torch.Tensor, rewards: torch.Tensor, chunk: Chunk) -> Iterator[tuple[slice, torch.Tensor]]:

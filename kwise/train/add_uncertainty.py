@@ -24,12 +24,14 @@ def add_uncertainty(
 
     The objective is the one the model was trained with (``kwise.json``; Plackett-Luce where it says nothing). So is the ridge;
     a head that was not fitted with one gets that of the head fit on the same features. ``kind`` None is
-    ``default_kind``. Features are cached in ``cache``. Raises ``ValueError`` for an unknown kind.
+    ``default_kind``. Features are cached in ``cache``. Raises ``ValueError`` for an unknown kind, and for a model whose rewards
+    are not read at the last token.
     """
+    if model.settings.reward_at != "last_token":
+        raise ValueError(f"rewards read by the rule '{model.settings.reward_at}' have no features to learn errors from")
     trained = model.settings.trained
     name, options = trained.get("objective", "plackett_luce"), trained.get("objective_options", {})
-    kind = kind or default_kind(name, options)
-    if kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
     rankings = [ranking for file in files for ranking in read_rankings(file, source)]
     pool = encode_distinct(model.encoder, rankings)
@@ -44,5 +46,6 @@ def add_uncertainty(
         ridge = fit.ridge
         console.print(f"ridge {ridge:g}, as a head fitted anew to these features takes", highlight=False)
     head = getattr(model.model, backbone.HEAD).weight
+    kind = kind or default_kind(name, options, design.groups)
     model.uncertainty, _ = head_uncertainty(design, loss_function, head, np.zeros(0), ridge, kind)
     return model.uncertainty

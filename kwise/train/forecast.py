@@ -27,6 +27,7 @@ from kwise.data.tally import Tally, seen_pairs, tally
 from kwise.data.unique import encode_distinct
 from kwise.model.attention import attention_of, hidden_states
 from kwise.model.reward_model import TOKENS_PER_ROW, RewardModel, map_rows
+from kwise.objective.design import CHUNK, IN_MEMORY
 from kwise.records import EncodedRanking
 from kwise.train.recipe import Recipe
 from kwise.train.run import build_trainer, load_base, read_data, trainer_config
@@ -237,8 +238,11 @@ def _of_head(
     tokens, seconds, peaks = map(np.array, zip(*measured, strict=True))
     memory = _memory_line(tokens, peaks, attention_of(model.model) == "reference")
     per_token = float(seconds[1:].sum() / tokens[1:].sum())
-    # features of all responses in float32, and in float64 three times over while they are standardised
-    fit = rewards * model.model.config.get_text_config().hidden_size * (4 + 3 * 8)
+    # standardised features in float64 (those of the path and those of the last fit), a chunk with its temporaries, and the
+    # matrices of a covariance
+    width = model.model.config.get_text_config().hidden_size
+    features = 8 * rewards * width
+    fit = 2 * min(features, IN_MEMORY) + 3 * min(features, 8 * CHUNK) + 10 * 8 * width**2
     need = max(memory(found.longest_row), measured[-1][2] + fit)
     return Forecast(
         found,

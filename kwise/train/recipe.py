@@ -31,7 +31,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """``[model]``: ``base`` is a folder, a hub id or ``smollm2``. ``layers`` keeps only the first so many (0 = all)."""
+    """``[model]``: ``base`` is a folder, a hub id or ``smollm2``. ``layers`` keeps only the first so many (0 = all).
+    ``chat_template`` is a Jinja file or a name of ``kwise.model.backbone.TEMPLATES`` (empty: the base's own)."""
 
     base: str
     layers: int = 0

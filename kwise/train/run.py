@@ -185,7 +185,7 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         folder.say("WARNING: the best ridge is the last one tried on its side; a better one may lie beyond")
     facts: dict[str, Any] = {"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss}
     if recipe.method == "head" or recipe.fit.covariates:
-        kind = default_kind(recipe.objective, recipe.objective_options)
+        kind = default_kind(recipe.objective, recipe.objective_options, designs[fit.layer].groups)
         uncertainty, errors = head_uncertainty(
             designs[fit.layer], loss_function, head, fit.coefficients, fit.ridge, kind, device
         )

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi
@@ -30,6 +30,7 @@ from kwise.use.model_card import model_card
 
 PRECISIONS = ("bfloat16", "float16", "int8")
 STARTER = "starter:heldout"
+PLACES = ("base", "checkpoint", "chat_template")  # facts in kwise.json that may be paths
 Progress = Callable[[str, int, int], None]
 
 
@@ -94,7 +95,10 @@ def export(
 
     model, kept = load_float32(folder)
     model.model.config.problem_type = "regression"  # else serving engines pass the score through a sigmoid
-    notes = backbone.align(model.model, model.tokenizer)
+    if model.settings.reward_at == "last_token":
+        notes = backbone.align(model.model, model.tokenizer)
+    else:  # the template stays: the rule "card" reads what it writes with the tokenizer's BOS before it
+        notes = [note for note in (backbone.set_pad_token(model.model, model.tokenizer),) if note]
     before = _score(model, compared, "scoring the original", progress) if dtype else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
@@ -156,16 +160,25 @@ def _write(model: RewardModel, folder: Path, dtype: str) -> None:
 
 
 def _published(settings: Settings, change: Change | None) -> Settings:
-    """Settings of the copy. Of a base that is a folder the name alone: its place on this machine is nobody's business."""
-    trained = dict(settings.trained)
-    base = trained.get("base")
-    if isinstance(base, str):
-        trained["base"] = HUB_NAME if base == "smollm2" else _name(base)
-    return replace(settings, trained=trained, exported=asdict(change) if change else {})
+    """Settings of the copy. Of what is a path the name alone: its place on this machine is nobody's business."""
+
+    def public(facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: _name(value) if key in PLACES and isinstance(value, str) else value for key, value in facts.items()
+        }
+
+    return replace(
+        settings,
+        trained=public(settings.trained),
+        imported=public(settings.imported),
+        exported=asdict(change) if change else {},
+    )
 
 
 def _name(file: str) -> str:
     """A hub id or a packaged set as it is, of a path the name alone."""
+    if file == "smollm2":
+        return HUB_NAME
     if file.startswith("starter:") or (HUB_ID.fullmatch(file) and not Path(file).exists()):
         return file
     return Path(file).name

@@ -30,6 +30,7 @@ chat = [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "
 model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)).logits
 ```
 """
+OTHER_RULE = "kwise reads the reward by the rule '{rule}'. transformers, and every other tool, reads it at the last token: another number."
 
 
 def model_card(name: str, model: RewardModel, metrics: Mapping[str, Mapping[str, Metric]]) -> str:
@@ -41,7 +42,7 @@ def model_card(name: str, model: RewardModel, metrics: Mapping[str, Mapping[str,
     shown = {file: {key: metric.to_json() for key, metric in own.items()} for file, own in metrics.items()}
     if not shown and "held_out" in trained:
         shown = {TRAINING: trained["held_out"]}
-    base = trained.get("base")
+    base = trained.get("base") or model.settings.imported.get("base")
     data = ModelCardData(
         base_model=base if isinstance(base, str) and HUB_ID.fullmatch(base) else None,
         library_name="transformers",
@@ -60,6 +61,7 @@ def model_card(name: str, model: RewardModel, metrics: Mapping[str, Mapping[str,
         *_change(model.settings.exported),
         "## Use",
         USE.format(name=name),
+        *([] if model.settings.reward_at == "last_token" else [OTHER_RULE.format(rule=model.settings.reward_at)]),
         "The licence of the base model and of the data decide on the licence of this one: name it before publishing.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -94,6 +96,13 @@ def _facts(model: RewardModel) -> list[tuple[str, str]]:
     trained = settings.trained
     names = {"base": "base model", "method": "method", "objective": "objective", "rankings": "training rankings"}
     rows = [(label, str(trained[key])) for key, label in names.items() if key in trained]
+    names = {
+        "base": "base model",
+        "checkpoint": "imported from",
+        "layout": "its layout",
+        "chat_template": "chat template",
+    }
+    rows += [(label, str(settings.imported[key])) for key, label in names.items() if settings.imported.get(key)]
     if trained.get("objective_options"):
         options = ", ".join(f"{key} = {value}" for key, value in trained["objective_options"].items())
         rows.append(("objective options", options))

@@ -94,9 +94,9 @@ def test_settings_travel_with_the_model(reward_model, tmp_path):
 
 
 def test_an_unknown_reward_rule_is_refused(reward_model, tmp_path):
-    reward_model.settings.reward_at = "card"
+    reward_model.settings.reward_at = "first_token"
     reward_model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="card"):
+    with pytest.raises(ValueError, match=r"unknown reward rule 'first_token'; .* knows last_token, card"):
         RewardModel.from_pretrained(tmp_path)
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from workshop import PROMPT
 
 from kwise import RewardModel
+from kwise.model.reward_model import Settings
 from kwise.train.add_uncertainty import add_uncertainty
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
@@ -41,3 +42,10 @@ def test_an_unknown_kind_is_refused_before_anything_is_run(workshop):
     with pytest.raises(ValueError, match="unknown kind 'fischer'; known: fisher, sandwich, paper"):
         add(model, workshop, "fischer")
     assert not (workshop / "cache").exists()
+
+
+def test_rewards_that_are_not_read_at_the_last_token_get_no_error_bars(workshop):
+    model = RewardModel.from_pretrained(train(load_recipe(workshop / "recipe.toml")).model)
+    card = RewardModel(model.model, model.tokenizer, Settings(64, reward_at="card"))
+    with pytest.raises(ValueError, match="the rule 'card'"):
+        add(card, workshop)

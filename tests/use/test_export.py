@@ -98,6 +98,19 @@ def test_a_folder_of_another_tool_gets_what_keeps_its_score_one_and_raw(tokenize
     assert any("pad token" in note for note in result.notes)
 
 
+def test_an_imported_model_of_the_rule_card_keeps_its_score_and_the_card_warns_of_it(llama_tokenizer, tmp_path):
+    model = tiny_model(vocab_size=len(llama_tokenizer), pad_token_id=llama_tokenizer.pad_token_id)
+    imported = {"checkpoint": "/home/somebody/old.pt", "layout": "starling", "base": "meta-llama/Llama-2-7b-chat-hf"}
+    settings = Settings(128, reward_at="card", imported=imported)
+    RewardModel(model, llama_tokenizer, settings).save_pretrained(tmp_path / "model")
+    expected = RewardModel.from_pretrained(tmp_path / "model").score(PROMPT, ANSWERS)
+    export(str(tmp_path / "model"), tmp_path / "out")
+    assert RewardModel.from_pretrained(tmp_path / "out").score(PROMPT, ANSWERS) == expected
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| imported from | old.pt |" in card and "by the rule 'card'" in card and "/home/somebody" not in card
+    assert metadata(tmp_path / "out")["base_model"] == "meta-llama/Llama-2-7b-chat-hf"
+
+
 def test_the_card_holds_what_kwise_json_knows_and_no_path_of_this_machine(folder, tmp_path):
     export(folder, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
