@@ -59,7 +59,8 @@ NO_QUALITY = ("longer_wins", "better_model_wins", "equal_scores")  # neither hig
 
 @dataclass(frozen=True)
 class Metric:
-    """``value`` with its 95 % interval [``low``, ``high``] over ``n`` units; None where there is nothing to count."""
+    """``value`` with its 95 % interval [``low``, ``high``] over ``n`` units; None where there is nothing to count. The interval
+    alone is None for a sum of parts so small that no bootstrap sample holds them all."""
 
     value: float | None
     low: float | None
@@ -67,7 +68,10 @@ class Metric:
     n: int
 
     def __str__(self) -> str:
-        return "-" if self.value is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        if self.value is None:
+            return "-"
+        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{interval} (n = {self.n})"
 
     def to_json(self) -> dict[str, Any]:
         """``{value, low, high, n}``."""
@@ -88,6 +92,8 @@ class Draws:
         """With its 95 % interval: percentiles, reflected for a calibration error."""
         if self.value is None:
             return Metric(None, None, None, 0)
+        if np.isnan(self.draws).all():
+            return Metric(self.value, None, None, self.n)
         low, high = np.nanpercentile(self.draws, [2.5, 97.5])
         if self.binned:
             low, high = max(0.0, 2 * self.value - high), max(0.0, 2 * self.value - low)
@@ -236,6 +242,9 @@ def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str
             found[name] = Difference(None, None, None, 0, None)
             continue
         draws = (b.draws - a.draws)[~np.isnan(b.draws - a.draws)]
+        if not len(draws):
+            found[name] = Difference(b.value - a.value, None, None, a.n, None)
+            continue
         low, high = np.percentile(draws, [2.5, 97.5])
         gains = -draws if name.endswith(("nll", "ece")) else draws
         better = float(np.mean(gains > 0) + np.mean(gains == 0) / 2)

@@ -76,11 +76,11 @@ def read_repeated(file: str, source: str = "auto") -> list[Repeated]:
 
 
 def _ranks(order: object, k: int, file: str, line: int) -> list[float]:
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(k))):
+    if not isinstance(order, list) or any(type(i) is not int for i in order) or sorted(order) != list(range(k)):
         raise DataError(f"must hold each of 0 to {k - 1} once, from best to worst", file=file, line=line, field=ORDER)
     ranks = [0.0] * k
     for place, index in enumerate(order):
-        ranks[int(index)] = float(place)
+        ranks[index] = float(place)
     return ranks
 
 

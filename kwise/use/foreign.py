@@ -36,8 +36,6 @@ def row_scores(row: dict[str, Any], ranking: Ranking) -> list[float]:
         if not math.isfinite(value):
             raise _error(ranking, field, f"a score must be a finite number, this is {value}")
         scores.append(float(value))
-    if len(scores) != len(ranking.responses):
-        raise _error(ranking, found[0][0], f"there are {len(scores)} scores for {len(ranking.responses)} responses")
     return scores
 
 
@@ -59,23 +57,29 @@ def _columns(row: dict[str, Any], ranking: Ranking) -> list[tuple[str, Any]]:
             return [(field, item["score"]) for field, item in items]
     for sides in PAIRS:
         if any(side in row for side in sides):
-            return [each for side in sides for each in _listed(row, side, ranking)]
+            num_chosen = ranking.ranks.count(min(ranking.ranks))
+            counts = (num_chosen, len(ranking.ranks) - num_chosen)
+            return [
+                each for side, count in zip(sides, counts, strict=True) for each in _listed(row, side, ranking, count)
+            ]
     if "scores" in row:
-        return _listed(row, "scores", ranking)
+        return _listed(row, "scores", ranking, len(ranking.responses))
     if "score_a" in row or "response_a" in row:
         letters = LETTERS[: len(ranking.responses)]
-        return [each for letter in letters for each in _listed(row, f"score_{letter}", ranking)]
+        return [each for letter in letters for each in _listed(row, f"score_{letter}", ranking, 1)]
     raise _error(
         ranking, PAIRS[0][0], f"there is no score; a pair has {', '.join('/'.join(sides) for sides in PAIRS)} or scores"
     )
 
 
-def _listed(row: dict[str, Any], field: str, ranking: Ranking) -> list[tuple[str, Any]]:
+def _listed(row: dict[str, Any], field: str, ranking: Ranking, count: int) -> list[tuple[str, Any]]:
     if field not in row:
         raise _error(ranking, field, "there is no score")
-    if isinstance(row[field], list):
-        return [(f"{field}[{k}]", value) for k, value in enumerate(row[field])]
-    return [(field, row[field])]
+    value = row[field]
+    found = [(f"{field}[{k}]", each) for k, each in enumerate(value)] if isinstance(value, list) else [(field, value)]
+    if len(found) != count:
+        raise _error(ranking, field, f"there are {len(found)} scores for {count} responses")
+    return found
 
 
 def _error(ranking: Ranking, field: str, problem: str) -> DataError:

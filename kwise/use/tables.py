@@ -97,19 +97,22 @@ def _table(title: str, corner: str, columns: Mapping[str, object]) -> Table:
 
 def cell(name: str, metric: "Metric | None") -> str:
     """``value [low, high]`` of the metric of that name, as markup."""
-    if metric is None or metric.value is None:
-        return "-"
-    factor, digits = _unit(name)
-    value, low, high = (f"{factor * each:.{digits}f}" for each in (metric.value, metric.low or 0.0, metric.high or 0.0))
-    return f"{value} \\[{low}, {high}]"
+    return "-" if metric is None or metric.value is None else _interval(name, metric.value, metric.low, metric.high, "")
 
 
 def _difference_cell(name: str, gap: "Difference") -> str:
-    if gap.value is None or gap.better is None:
+    if gap.value is None:
         return "-"
+    text = _interval(name, gap.value, gap.low, gap.high, "+")
+    return text if gap.better is None else f"{text}, {100 * gap.better:.0f} %"
+
+
+def _interval(name: str, value: float, low: float | None, high: float | None, sign: str) -> str:
     factor, digits = _unit(name)
-    value, low, high = (f"{factor * each:+.{digits}f}" for each in (gap.value, gap.low or 0.0, gap.high or 0.0))
-    return f"{value} \\[{low}, {high}], {100 * gap.better:.0f} %"
+    number = f"{factor * value:{sign}.{digits}f}"
+    if low is None or high is None:
+        return number
+    return f"{number} \\[{factor * low:{sign}.{digits}f}, {factor * high:{sign}.{digits}f}]"
 
 
 def _unit(name: str) -> tuple[int, int]:
