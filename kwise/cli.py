@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,13 +15,14 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import kwise
+from kwise.use.tables import cell, metrics_table
 
 if TYPE_CHECKING:
     from kwise.data.check import Report
     from kwise.model.reward_model import RewardModel
-    from kwise.objective.metrics import Metric
     from kwise.train.recipe import Recipe
     from kwise.use.calibrate import Calibrated
+    from kwise.use.evaluation import Data, Scored, Splits
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,10 +32,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at ranking files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console, errors = Console(), Console(stderr=True)
-SPLITS_PER_TABLE = 2  # what a terminal of 80 columns shows whole
 
 MODEL = Annotated[str, typer.Argument(help="folder or hub id of a reward model")]
-SOURCE = Annotated[str, typer.Option(help="nectar, completions or pairs; auto tells by the columns")]
+SOURCE = Annotated[str, typer.Option(help="nectar, completions, pairs or battles; auto tells by the columns")]
 CALIBRATED = Annotated[
     bool, typer.Option("--calibrated", help="(reward - centre) / temperature, by what kwise calibrate found")
 ]
@@ -249,37 +249,84 @@ def report_shortened(count: int, model: "RewardModel") -> None:
 
 @app.command("eval")
 def evaluate(
-    model: MODEL,
-    files: Annotated[list[str], typer.Argument(help="rankings or pairs")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL... DATA...", help="models, then suites (starling, ...), rankings or pairs"),
+    ],
+    scores: Annotated[
+        bool, typer.Option("--scores", help="no MODEL: the DATA hold the scores, whoever made them")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="with --scores: the DATA are scores of one and the same rankings")
+    ] = False,
+    ceiling: Annotated[
+        bool, typer.Option("--ceiling", help="no MODEL: from lists judged twice, how well any model could do")
+    ] = False,
     by: Annotated[str | None, typer.Option(help="split each file by the values of this column")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="also write all metrics here")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="folder for RewardBench result files and model-index entries")
+    ] = None,
     source: SOURCE = "auto",
     dtype: DTYPE = "float32",
 ) -> None:
-    """How often MODEL agrees with the rankings in FILES, with 95 % intervals, beside the baselines."""
+    """How often MODEL agrees with suites, rankings and pairs, with 95 % intervals, beside baselines; several are compared."""
     with user_errors():
-        from kwise.train.run_folder import progress_bar
-        from kwise.use.evaluation import evaluate_file
+        from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data
+        from kwise.use.results import labels, write_results
+        from kwise.use.tables import evaluation_tables
 
         if json_out is not None and not json_out.parent.is_dir():
             raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
-        reward_model = load_model(model, dtype)
-        found: dict[str, Any] = {}
-        for file in files:
-            with progress_bar(errors) as bar:
-                task = bar.add_task(f"scoring {escape(Path(file).name)}", total=None)
-                result = evaluate_file(reward_model, file, by, source, partial(show_progress, bar, task))
-            found[file] = {
-                split: {name: metric.to_json() for name, metric in metrics.items()}
-                for split, metrics in result.splits.items()
-            }
-            names = list(result.splits)
-            for first in range(0, len(names), SPLITS_PER_TABLE):
-                part = {name: result.splits[name] for name in names[first : first + SPLITS_PER_TABLE]}
-                console.print(metrics_table(file, part))
-            report_shortened(result.shortened, reward_model)
+        if compare and not scores:
+            raise ValueError("--compare is for --scores: models are compared when several are named")
+        if ceiling:
+            show_ceilings(words, source, json_out)
+            return
+        models = [] if scores else model_words(words)
+        data = [open_data(word, by, source) for word in words[len(models) :]]
+        names = labels(models, results is not None)
+        columns = len(data) if compare else len(models) or 1
+        found: dict[str, dict[str, Splits]] = {}
+        runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype)
+        for model, place, scored in runs:
+            found.setdefault(names.get(model, model), {})[place.name] = measure(place, scored)
+            if sum(place.name in splits for splits in found.values()) == columns:
+                for part in evaluation_tables(place, {name: splits[place.name] for name, splits in found.items()}):
+                    console.print(part, highlight=False)
             if json_out is not None:
-                json_out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                json_out.write_text(json.dumps(evaluation_json(found), indent=2) + "\n", encoding="utf-8")
+        for name, own in found.items():
+            for file in write_results(results, name, own, data) if results is not None else ():
+                console.print(f"written: {file}", highlight=False, soft_wrap=True)
+
+
+def model_scores(models: list[str], data: "list[Data]", dtype: str) -> "Iterator[tuple[str, Data, Scored]]":
+    """Every model's rewards on every data set, one model after another."""
+    from kwise.train.run_folder import progress_bar
+    from kwise.use.evaluation import score_data
+
+    for model in models:
+        reward_model = load_model(model, dtype)
+        for place in data:
+            with progress_bar(errors) as bar:
+                task = bar.add_task(f"scoring {escape(Path(place.name).name)}", total=None)
+                scored = score_data(reward_model, place, partial(show_progress, bar, task))
+            yield model, place, scored
+            report_shortened(scored.shortened, reward_model)
+
+
+def show_ceilings(files: list[str], source: str, json_out: Path | None) -> None:
+    """What ``kwise eval --ceiling`` prints and writes."""
+    from kwise.use.ceiling import ceiling, read_repeated
+
+    found = {}
+    for file in files:
+        found[file] = {name: draws.metric() for name, draws in ceiling(read_repeated(file, source)).items()}
+        console.print(metrics_table(file, {"judgements": found[file]}))
+    if json_out is not None:
+        text = json.dumps({file: {n: m.to_json() for n, m in own.items()} for file, own in found.items()}, indent=2)
+        json_out.write_text(text + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -436,23 +483,6 @@ def bar_of(bar: Progress, task: TaskID, what: str, done: int, total: int) -> Non
     bar.update(task, description=what, completed=done, total=total)
 
 
-def metrics_table(title: str, columns: "dict[str, dict[str, Metric]]") -> Table:
-    """Metrics as rows, splits as columns; shares in per cent with their 95 % interval."""
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("95 % interval", no_wrap=True)
-    for name in columns:
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    baselines = ("longer_wins", "better_model_wins")
-    for rows in ([name for name in names if name not in baselines], baselines):
-        for name in rows:
-            cells = [metrics.get(name) for metrics in columns.values()]
-            if any(cell is not None and cell.value is not None for cell in cells):
-                table.add_row(name, *(_cell(name, cell) for cell in cells))
-        table.add_section()
-    return table
-
-
 def print_calibration(result: "Calibrated", length: bool) -> None:
     """What ``kwise calibrate`` found: the fit, what it changes, and the reliability curve of pairs."""
     found = result.calibration
@@ -469,7 +499,7 @@ def print_calibration(result: "Calibrated", length: bool) -> None:
     for stage in result.figures:
         table.add_column(stage, justify="right", no_wrap=True)
     for name in names:
-        table.add_row(name, *(_cell(name, metrics.get(name)) for metrics in result.figures.values()))
+        table.add_row(name, *(cell(name, metrics.get(name)) for metrics in result.figures.values()))
     console.print(table)
     table = Table("sure by, %", title="reliability of pairs: mean confidence and share right", title_justify="left")
     for stage in result.curves:
@@ -486,14 +516,6 @@ def print_calibration(result: "Calibrated", length: bool) -> None:
         ]
         table.add_row(f"{100 * bins[0].low:.0f} to {100 * bins[0].high:.0f}", *cells)
     console.print(table)
-
-
-def _cell(name: str, metric: "Metric | None") -> str:
-    if metric is None or metric.value is None:
-        return "-"
-    factor, digits = (1, 3) if name in ("nll", "pair_nll", "kendall_tau", "length_correlation") else (100, 1)
-    value, low, high = (f"{factor * each:.{digits}f}" for each in (metric.value, metric.low or 0.0, metric.high or 0.0))
-    return f"{value} \\[{low}, {high}]"
 
 
 def print_report(report: "Report") -> None:

@@ -12,7 +12,7 @@ from kwise import RewardModel
 from kwise.cli import app
 from kwise.model.reward_model import Settings
 
-METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "kendall_tau", "nll", "ece", "top1_ece"}
+METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "ndcg", "kendall_tau", "nll", "ece", "top1_ece"}
 METRICS |= {"longer_wins", "better_model_wins"}
 
 
@@ -127,6 +127,120 @@ def test_eval_json_has_every_metric_per_file_and_split(model, tmp_path):
         assert metrics.keys() >= METRICS
         assert all(metric.keys() == {"value", "low", "high", "n"} for metric in metrics.values())
     assert found["all"]["pair_accuracy"]["n"] == 24 and found["a"]["top1"]["n"] == 4
+
+
+def second_model(model, tokenizer, folder):
+    """The same, but for a head turned round: what the one prefers, the other does not."""
+    other = RewardModel.from_pretrained(model)
+    with torch.no_grad():
+        other.model.score.weight.neg_()
+    other.save_pretrained(folder)
+    return folder
+
+
+def test_eval_of_two_models_compares_them_pair_by_pair(model, tokenizer, tmp_path):
+    other = second_model(model, tokenizer, tmp_path / "other")
+    file = write(tmp_path / "rankings.jsonl", [nectar_row(i, 3) for i in range(8)])
+    code, text = run("eval", model, other, file, "--json", tmp_path / "out.json")
+    assert code == 0, text
+    assert f"less {tmp_path.name}: other" in text
+    found = json.loads((tmp_path / "out.json").read_text())
+    first, second = (found["models"][name][str(file)]["all"]["pair_accuracy"] for name in (tmp_path.name, "other"))
+    gap = found["differences"][f"other - {tmp_path.name}"][str(file)]["all"]["pair_accuracy"]
+    assert second["value"] == pytest.approx(1 - first["value"])
+    assert gap["value"] == pytest.approx(second["value"] - first["value"])
+    assert gap.keys() == {"value", "low", "high", "n", "better"}
+
+
+def starling_folder(folder):
+    """Two of the four suites, as their authors laid them out."""
+    folder.mkdir()
+    battles = [
+        {"prompt": f"question {i}", "response_a": f"answer {i}", "response_b": "no", "winner": f"model_{'ab'[i % 2]}"}
+        for i in range(6)
+    ]
+    (folder / "preference_benchmark.json").write_text(json.dumps(battles))
+    (folder / "verbose_benchmark.json").write_text(
+        json.dumps([{"prompt": "1 + 1", "response_a": "It is well known that", "response_b": "2"}])
+    )
+    return folder
+
+
+def test_eval_of_a_suite_shows_published_figures_and_what_is_left_out(model, tmp_path):
+    folder = starling_folder(tmp_path / "suites")
+    out = tmp_path / "results"
+    code, text = run("eval", model, f"starling:{folder}", "--json", tmp_path / "out.json", "--results", out)
+    assert code == 0, text
+    assert "longer answer" in text and "Starling-RM-34B" in text and "its model card" in text
+    assert "left out, as these data do not hold all their parts: safety, truth" in text
+    found = json.loads((tmp_path / "out.json").read_text())[f"starling:{folder}"]
+    assert found["longer answer"]["human"]["value"] == 0.5  # a is the longer one and wins half of them
+    loaded = RewardModel.from_pretrained(model)
+    right = 0
+    for i in range(6):
+        a, b = loaded.score(f"question {i}", [f"answer {i}", "no"])
+        right += (a > b) == (i % 2 == 0)
+    assert found["all"]["human"]["value"] == pytest.approx(right / 6)
+    index = json.loads((out / f"{tmp_path.name}.model-index.json").read_text())["model-index"]
+    assert index[0]["results"][0]["metrics"][0] == {
+        "name": "human",
+        "type": "accuracy",
+        "value": found["all"]["human"]["value"],
+    }
+
+
+def test_eval_of_scores_needs_no_model_and_takes_what_score_wrote(model, tmp_path):
+    file = write(tmp_path / "rankings.jsonl", [nectar_row(i, 3) for i in range(8)])
+    assert run("score", model, file, "-o", tmp_path / "scored.jsonl")[0] == 0
+    code, text = run("eval", "--scores", tmp_path / "scored.jsonl", "--json", tmp_path / "scores.json")
+    assert code == 0, text
+    assert run("eval", model, file, "--json", tmp_path / "model.json")[0] == 0
+    ours, theirs = (
+        json.loads((tmp_path / name).read_text()).popitem()[1]["all"] for name in ("model.json", "scores.json")
+    )
+    assert theirs["pair_accuracy"] == ours["pair_accuracy"]
+    assert theirs["nll"]["value"] == pytest.approx(ours["nll"]["value"], rel=1e-6)
+
+
+def test_eval_of_scores_with_a_hole_names_its_place(tmp_path):
+    rows = [
+        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 0} for i in range(3)
+    ]
+    rows[1]["rejected_score"] = math.nan
+    file = write(tmp_path / "scored.jsonl", rows)
+    code, text = run("eval", "--scores", file)
+    assert code == 1
+    assert f"{file}, line 2, field 'rejected_score': a score must be a finite number, this is nan" in text
+
+
+def test_eval_compares_scores_of_the_same_rankings(tmp_path):
+    files = []
+    for name, scores in (("a", (0, 2)), ("b", (1, 1))):
+        rows = [
+            {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "chosen_score": s, "rejected_score": 1}
+            for i, s in enumerate(scores)
+        ]
+        files.append(write(tmp_path / f"{name}.jsonl", rows))
+    code, text = run("eval", "--scores", "--compare", *files, "--json", tmp_path / "out.json")
+    assert code == 0, text
+    found = json.loads((tmp_path / "out.json").read_text())
+    gaps = found["differences"][f"{files[1]} - {files[0]}"][str(files[0])]["all"]
+    assert gaps["pair_accuracy"]["value"] == 0  # one of two, and two halves
+    assert run("eval", "--compare", *files)[0] == 1
+
+
+def test_eval_ceiling_tells_what_judges_agree_on(tmp_path):
+    rows = []
+    for i in range(12):
+        answers = [{"answer": f"{n}", "rank": n + 1} for n in range(3)]
+        rows.append({"prompt": f"q{i}", "answers": answers, "ranking_order": [1, 0, 2] if i % 2 else [0, 1, 2]})
+    file = write(tmp_path / "judged.jsonl", rows)
+    code, text = run("eval", "--ceiling", file, "--json", tmp_path / "out.json")
+    assert code == 0, text
+    assert "pair_accuracy_ceiling" in text
+    found = json.loads((tmp_path / "out.json").read_text())[str(file)]
+    assert found["pair_agreement"]["value"] == pytest.approx(5 / 6)
+    assert found["pair_accuracy_ceiling"]["value"] == pytest.approx((1 + math.sqrt(2 / 3)) / 2)
 
 
 def test_score_writes_scores_that_the_python_api_gives_too(model, tmp_path):

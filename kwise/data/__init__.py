@@ -4,6 +4,7 @@
 ``sources``    takes rows                 tells the format by the columns              gives Ranking
 ``check``      takes a file               finds what is wrong with it                  gives Report, a cleaned copy
 ``baselines``  takes Ranking              longer wins, better model wins               gives sums and counts
+``strength``   takes Ranking              how sure the judge was of each pair          gives thirds of all pairs
 ``encode``     takes Ranking              chat template, truncation, shared prefix     gives EncodedRanking
 ``unique``     takes Ranking              pools equal prompts and responses            gives EncodedRanking, each once
 ``packing``    takes EncodedRanking       first-fit decreasing under a budget          gives Row

@@ -3,6 +3,7 @@
 ``nectar``       ``prompt`` ("\\n\\nHuman: ... \\n\\nAssistant: "), ``answers: [{answer, rank, model}]`` (berkeley-nest/Nectar)
 ``completions``  ``context`` (messages), ``completions: [{rank, completion}]`` (NeMo-RL; also what kwise writes)
 ``pairs``        ``chosen``, ``rejected``, with ``prompt`` or with the prompt inside both (TRL, HH-RLHF, RewardBench)
+``battles``      ``prompt``, ``response_a``, ``response_b``, ``winner`` (Chatbot Arena, Starling's human preferences)
 
 A source takes one row and gives messages, responses, ranks, models and the names of the columns it used. It raises
 ``FieldError``; file and line are added here.
@@ -164,8 +165,31 @@ def pairs(row: dict[str, Any]) -> Parts:
     return Parts(messages, responses, ranks, names, used)
 
 
-SOURCES: dict[str, Callable[[dict[str, Any]], Parts]] = {"nectar": nectar, "completions": completions, "pairs": pairs}
-COLUMNS = {"nectar": {"prompt", "answers"}, "completions": {"context", "completions"}, "pairs": {"chosen", "rejected"}}
+def battles(row: dict[str, Any]) -> Parts:
+    """Two responses and ``winner``: ``model_a``, ``model_b``, or ``tie`` in any form; authors in ``model_a``, ``model_b``."""
+    sides = ("response_a", "response_b")
+    messages = prompt_messages(row.get("prompt"), "prompt")
+    responses = [response_text(row.get(side), side) for side in sides]
+    winner = row.get("winner")
+    if winner not in WINNERS:
+        raise FieldError("winner", f"must be one of {', '.join(WINNERS)}, this is {winner!r}")
+    models = [row.get(name) if isinstance(row.get(name), str) else None for name in ("model_a", "model_b")]
+    return Parts(messages, responses, list(WINNERS[winner]), models, ("prompt", *sides, "winner"))
+
+
+WINNERS = {"model_a": (1.0, 2.0), "model_b": (2.0, 1.0), "tie": (1.0, 1.0), "tie (bothbad)": (1.0, 1.0)}
+SOURCES: dict[str, Callable[[dict[str, Any]], Parts]] = {
+    "nectar": nectar,
+    "completions": completions,
+    "pairs": pairs,
+    "battles": battles,
+}
+COLUMNS = {
+    "nectar": {"prompt", "answers"},
+    "completions": {"context", "completions"},
+    "pairs": {"chosen", "rejected"},
+    "battles": {"prompt", "response_a", "response_b", "winner"},
+}
 
 
 def prompt_messages(prompt: object, field: str) -> list[Message]:

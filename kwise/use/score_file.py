@@ -43,7 +43,7 @@ def score_file(
 
     A conversation ``{"messages": [...]}`` or ``{"prompt", "response"}`` gains ``score``; every answer or completion of a ranking
     gains ``score``; ``{"prompt", "responses"}`` gains the list ``scores``; a pair gains ``chosen_score`` and ``rejected_score``
-    (lists where it holds lists). All else stays as it is.
+    (lists where it holds lists), a battle ``score_a`` and ``score_b``. All else stays as it is.
 
     With ``c`` each response also gains ``score_error`` and ``score_lower``, its score less ``c`` errors (arXiv 2301.11270,
     Algorithm 1), and the line ``score_c``; a model without uncertainty is a ``ValueError``. With ``choose`` a line gains
@@ -138,7 +138,9 @@ def _window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tuple[
             return window, row
         try:
             messages, responses, put = scorable(row)
-            if choose and (len(responses) < 2 or {"chosen", "rejected"} <= row.keys()):
+            if choose and (
+                len(responses) < 2 or any(sources.COLUMNS[two] <= row.keys() for two in ("pairs", "battles"))
+            ):
                 raise sources.FieldError(
                     "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
                 )
@@ -179,7 +181,8 @@ def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any]) -> int:
 def _same_but_scores(row: dict[str, Any], scored: Any) -> bool:
     plain = json.loads(json.dumps(row, default=str))
     sides = (f"{side}_{gain}" for side in ("chosen", "rejected") for gain in GAINS)
-    written = {*GAINS, *sides, *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
+    battles = (f"{gain}_{side}" for side in "ab" for gain in GAINS)
+    written = {*GAINS, *sides, *battles, *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
     for name, value in plain.items():
         other = scored.get(name) if isinstance(scored, dict) else None
         if name in ("answers", "completions") and isinstance(value, list) and isinstance(other, list):
@@ -235,6 +238,8 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
                 f"{side}_{name}": [gain[name] for gain in own] for side, own in sides.items() for name in gains[0]
             }
             return row | {name: value if listed else value[0] for name, value in values.items()}
+        if source == "battles":
+            return row | {f"{name}_{side}": gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
         column = "answers" if source == "nectar" else "completions"
         return row | {column: [item | gain for item, gain in zip(row[column], gains, strict=True)]}
 

@@ -17,6 +17,7 @@ USER = {"role": "user", "content": "Hi"}
 NECTAR = {"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": [{"answer": "a", "rank": 2}, {"answer": "b", "rank": 1}]}
 COMPLETIONS = {"context": [USER], "completions": [{"rank": 1, "completion": "a"}, {"rank": 0, "completion": "b"}]}
 PAIR = {"prompt": "Hi", "chosen": "b", "rejected": "a"}
+BATTLE = {"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "model_b"}
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> str:
@@ -49,7 +50,7 @@ def answers(*ranks: Any) -> list[dict[str, Any]]:
 # --- which source ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [NECTAR, COMPLETIONS, PAIR], ids=["nectar", "completions", "pairs"])
+@pytest.mark.parametrize("row", [NECTAR, COMPLETIONS, PAIR, BATTLE], ids=["nectar", "completions", "pairs", "battles"])
 def test_each_source_is_told_by_its_columns_and_gives_the_same_ranking(tmp_path: Path, row: dict[str, Any]) -> None:
     (ranking,) = read_rankings(written(tmp_path, row))
     assert ranking.messages == [USER]
@@ -67,12 +68,13 @@ def test_unknown_columns_are_refused_with_what_they_are_and_what_is_read(tmp_pat
         list(read_rankings(path))
     assert str(caught.value) == (
         f"{path}, line 1: no known kind of ranking: it has question, best; kwise reads "
-        "answers, prompt (nectar); completions, context (completions); chosen, rejected (pairs)"
+        "answers, prompt (nectar); completions, context (completions); chosen, rejected (pairs); "
+        "prompt, response_a, response_b, winner (battles)"
     )
 
 
 def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown source 'csv'; known: auto, nectar, completions, pairs"):
+    with pytest.raises(ValueError, match="unknown source 'csv'; known: auto, nectar, completions, pairs, battles"):
         list(read_rankings(written(tmp_path, PAIR), "csv"))
 
 
@@ -289,6 +291,25 @@ def test_a_context_that_cannot_be_read_names_its_own_field() -> None:
     assert refused(COMPLETIONS | {"context": None}, "completions") == (
         "f.jsonl, line 7, field 'context': must be text, this is null"
     )
+
+
+# --- battles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("winner", "ranks"),
+    [("model_a", [1, 2]), ("model_b", [2, 1]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1])],
+)
+def test_a_battle_is_ranked_by_its_winner_and_knows_its_authors(winner: str, ranks: list[float]) -> None:
+    ranking = parsed(BATTLE | {"winner": winner, "model_a": "x", "model_b": "y", "judge": 3}, "battles")
+    assert (ranking.responses, ranking.ranks, ranking.models) == (["a", "b"], ranks, ["x", "y"])
+    assert ranking.columns == {"model_a": "x", "model_b": "y", "judge": 3}
+
+
+@pytest.mark.parametrize("winner", [None, "a", 1])
+def test_a_battle_without_a_known_winner_is_refused(winner: Any) -> None:
+    told = f"'winner': must be one of model_a, model_b, tie, tie (bothbad), this is {winner!r}"
+    assert refused(BATTLE | {"winner": winner}, "battles") == f"f.jsonl, line 7, field {told}"
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Every metric worked by hand, and what its interval means."""
 
 import math
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import kendalltau
 
 from kwise.data.baselines import baseline_terms
-from kwise.objective.metrics import Metric, evaluate, summarise
+from kwise.objective.metrics import Metric, _ndcg, bootstrap, combine, compare, evaluate, metric_terms, summarise
 from kwise.records import Ranking
 
 
@@ -280,3 +282,127 @@ def test_a_metric_prints_and_turns_into_json():
     metric = Metric(0.51234, 0.4, 0.6, 12)
     assert str(metric) == "0.512 [0.400, 0.600] (n = 12)"
     assert metric.to_json() == {"value": 0.51234, "low": 0.4, "high": 0.6, "n": 12}
+
+
+def gains(ranks):
+    """2^r - 1, r the number of distinct ranks below."""
+    return [2.0 ** len({other for other in ranks if other > rank}) - 1 for rank in ranks]
+
+
+def dcg(order, gain):
+    return sum(gain[i] / math.log2(place + 2) for place, i in enumerate(order))
+
+
+def ndcg_over_all_orders(ranks, rewards):
+    """Brute force: the mean over every order that does not put a lower score before a higher one."""
+    gain = gains(ranks)
+    orders = [
+        order for order in permutations(range(len(ranks))) if all(rewards[i] >= rewards[j] for i, j in pairwise(order))
+    ]
+    best = max(dcg(order, gain) for order in permutations(range(len(ranks))))
+    return sum(dcg(order, gain) for order in orders) / len(orders) / best
+
+
+def test_ndcg_by_hand():
+    # ranks 1 2 3 have gains 3 1 0; scored in the order 2, 1, 3: (1 + 3 / log2(3)) / (3 + 1 / log2(3))
+    found = evaluate([make("p", [1, 2, 3])], [[1.0, 2.0, 0.0]])["ndcg"]
+    assert found.value == pytest.approx((1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3)))
+    assert found.n == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ndcg_with_ties_is_the_mean_over_all_orders_of_equal_scores(seed):
+    rng = np.random.default_rng(seed)
+    ranks = [1.0, *rng.integers(1, 5, 4).astype(float), 5.0]
+    rewards = rng.integers(0, 3, 6).astype(float).tolist()
+    expected = ndcg_over_all_orders(ranks, rewards)
+    assert evaluate([make("p", ranks)], [rewards])["ndcg"].value == pytest.approx(expected, rel=1e-12)
+
+
+def test_ndcg_of_a_long_list_is_finite_and_of_the_right_order_one():
+    ranks = [float(k) for k in range(3000)]
+    metrics = evaluate([make("p", ranks[:40])], [[-rank for rank in ranks[:40]]])
+    assert metrics["ndcg"].value == pytest.approx(1)
+    assert _ndcg(range(3000), [-rank for rank in ranks]) == pytest.approx(1)
+
+
+def test_pairs_with_equal_scores_are_counted():
+    metric = evaluate([FOUR[0], GAP[0]], [FOUR[1], GAP[1]])["equal_scores"]
+    assert (metric.value, metric.n) == (pytest.approx(1 / 8), 8)
+
+
+def test_accuracy_in_thirds_of_the_judges_strength_by_hand():
+    # strengths 1 to 6, two a third; right are the pairs of strength 1, 3, 5 and 6, and of 4 the scores are equal
+    rankings = [make(str(m), [1, 2], columns={"margin": m}) for m in range(1, 7)]
+    rewards = [[1.0, 0.0] if m in (1, 3, 5, 6) else [0.0, float(m != 4)] for m in range(1, 7)]
+    metrics = evaluate(rankings, rewards)
+    assert [(metrics[name].value, metrics[name].n) for name in ("weak_pairs", "middle_pairs", "strong_pairs")] == [
+        (0.5, 2),
+        (0.75, 2),
+        (1.0, 2),
+    ]
+    assert "weak_pairs" not in evaluate([FOUR[0]], [FOUR[1]])
+
+
+def draws_of(rankings, rewards, seed=0):
+    return bootstrap(metric_terms(rankings, rewards), [ranking.group for ranking in rankings], seed)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing_and_is_better_by_a_coin():
+    draws = draws_of(*noisy(20, 4))
+    for name, gap in compare(draws, draws).items():
+        if gap.value is not None:
+            assert (gap.value, gap.low, gap.high, gap.better) == (0, 0, 0, 0.5), name
+
+
+def test_the_difference_of_two_models_has_the_interval_of_their_differences_prompt_by_prompt():
+    """One pair a prompt: the difference is a mean of numbers, and scipy's bootstrap knows that one too."""
+    rng = np.random.default_rng(5)
+    rankings = [make(str(i), [1, 2]) for i in range(150)]
+    first = [[0.0, x] for x in rng.normal(0.2, 1, 150)]
+    second = [[0.0, x[1] + y] for x, y in zip(first, rng.normal(-0.3, 0.5, 150), strict=True)]
+    gap = compare(draws_of(rankings, first), draws_of(rankings, second))["pair_accuracy"]
+    won = np.array([float(b[0] > b[1]) - float(a[0] > a[1]) for a, b in zip(first, second, strict=True)])
+    expected = stats.bootstrap((won,), np.mean, n_resamples=4000, method="percentile", rng=1)
+    assert gap.value == pytest.approx(won.mean())
+    assert [gap.low, gap.high] == pytest.approx(list(expected.confidence_interval), abs=0.015)
+    share = np.mean(expected.bootstrap_distribution > 0) + np.mean(expected.bootstrap_distribution == 0) / 2
+    assert gap.better == pytest.approx(share, abs=0.02)
+    # unpaired, the interval would be wider
+    spread = [
+        each["pair_accuracy"].metric() for each in (draws_of(rankings, first), draws_of(rankings, second, seed=1))
+    ]
+    assert gap.high - gap.low < 0.8 * math.hypot(*(width(metric) for metric in spread))
+
+
+def test_of_losses_the_lower_is_better_and_baselines_are_not_compared():
+    rankings = [make(str(i), [1, 2], [2, 1]) for i in range(12)]
+    gaps = compare(draws_of(rankings, [[0.1, 0.0]] * 12), draws_of(rankings, [[0.5, 0.0]] * 12))
+    assert gaps["nll"].value < 0 and gaps["nll"].better == 1
+    assert gaps["ece"].value < 0 and gaps["ece"].better == 1
+    assert gaps["pair_accuracy"].value == 0
+    assert not {"longer_wins", "better_model_wins", "equal_scores"} & gaps.keys()
+
+
+def test_the_paired_interval_holds_the_true_difference_in_95_of_100_simulations():
+    # the second model is right on 70 % of pairs, the first on 60 %; three pairs of a prompt share their fate to a part
+    repeats, prompts = 200, 80
+    names = [str(i) for i in range(prompts)]
+    rng = np.random.default_rng(6)
+    covered = 0
+    for repeat in range(repeats):
+        noise = math.sqrt(0.5) * (rng.normal(size=(prompts, 1)) + rng.normal(size=(prompts, 3)))
+        won = [(noise < stats.norm.ppf(share)).sum(1) for share in (0.6, 0.7)]
+        gap = compare(*(bootstrap([{"won": (float(n), 3)} for n in own], names, repeat) for own in won))["won"]
+        covered += gap.low <= 0.1 <= gap.high
+    assert covered / repeats == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / repeats))
+
+
+def test_a_weighted_sum_of_metrics_is_taken_draw_by_draw():
+    terms = [{"a": (float(i % 2), 1), "b": (float(i), 2)} for i in range(10)]
+    draws = bootstrap(terms, [str(i) for i in range(10)])
+    both = combine(draws, {"a": 0.25, "b": 2.0})
+    assert both.value == pytest.approx(0.25 * 0.5 + 2 * 45 / 20)
+    assert both.n == 30
+    assert both.draws == pytest.approx(0.25 * draws["a"].draws + 2 * draws["b"].draws)
+    assert combine(draws, {"a": 1.0, "c": 1.0}).metric() == Metric(None, None, None, 0)

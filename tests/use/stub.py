@@ -6,6 +6,7 @@ import torch
 
 from kwise.model import reward_model
 from kwise.model.reward_model import RewardModel, Settings
+from kwise.use.evaluation import measure, open_data, score_data
 
 
 class WordCounter(torch.nn.Module):
@@ -47,3 +48,10 @@ def stub_reward_model(tokenizer, max_length: int = 512) -> RewardModel:
         return torch.tensor(counts, dtype=torch.float32)
 
     return Stub(model, tokenizer, Settings(max_length))
+
+
+def evaluate(model: RewardModel, file: str, by: str | None = None) -> dict:
+    """Every split's metrics of a file, as ``kwise eval`` finds them."""
+    data = open_data(file, by)
+    splits = measure(data, score_data(model, data))
+    return {split: {name: draws.metric() for name, draws in own.items()} for split, own in splits.items()}

@@ -3,13 +3,12 @@ import math
 
 import numpy as np
 import pytest
-from stub import stub_reward_model
+from stub import evaluate, stub_reward_model
 
 from kwise.model.calibrated import Calibration
 from kwise.model.reward_model import Settings
 from kwise.objective.calibration import fit_calibration
 from kwise.use.calibrate import calibrate, to_json
-from kwise.use.evaluation import evaluate_file
 
 
 def rows(prompts, seed=0):
@@ -50,11 +49,11 @@ def test_before_is_the_model_as_it_scores_and_after_is_not_the_fit_to_itself(tok
     model = stub_reward_model(tokenizer)
     model.settings.calibration = Calibration(temperature=50.0, centre=3.0)  # an earlier one plays no part
     result = calibrate(model, [file])
-    raw = evaluate_file(stub_reward_model(tokenizer), file).splits["all"]
+    raw = evaluate(stub_reward_model(tokenizer), file)["all"]
     for name in ("ece", "top1_ece", "pair_accuracy"):
         assert result.figures["before"][name] == raw[name]
     model.settings.calibration = result.calibration
-    fitted = evaluate_file(model, file).splits["all"]
+    fitted = evaluate(model, file)["all"]
     assert result.figures["after"]["ece"].value != fitted["ece"].value
     assert fitted["nll"] == raw["nll"]
     assert result.figures["after"]["pair_nll"].value < result.figures["before"]["pair_nll"].value
@@ -101,5 +100,5 @@ def test_eval_judges_the_probabilities_of_the_models_own_calibration(tokenizer, 
     model = stub_reward_model(tokenizer)
     for calibration, gap in ((None, 2.0), (Calibration(temperature=4.0), 0.5)):
         model.settings.calibration = calibration
-        metric = evaluate_file(model, file).splits["all"]["ece"]
+        metric = evaluate(model, file)["all"]["ece"]
         assert (metric.value, metric.n) == (pytest.approx(1 / (1 + math.exp(-gap)) - 0.5), 2)

@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from stub import stub_reward_model
+from stub import evaluate, stub_reward_model
 
 from kwise import DataError
-from kwise.use.evaluation import evaluate_file
+from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data, score_data
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def file(tmp_path):
 
 
 def test_metrics_per_file_and_split_by_hand(tokenizer, file):
-    found = evaluate_file(stub_reward_model(tokenizer), file, by="kind").splits
+    found = evaluate(stub_reward_model(tokenizer), file, by="kind")
     assert list(found) == ["all", "x", "y"]
     accuracy = {split: (metrics["pair_accuracy"].value, metrics["pair_accuracy"].n) for split, metrics in found.items()}
     assert accuracy == {"all": (pytest.approx(5 / 7), 7), "x": (pytest.approx(5 / 6), 6), "y": (0.0, 1)}
@@ -41,9 +41,9 @@ def test_metrics_per_file_and_split_by_hand(tokenizer, file):
     assert found["x"]["longer_wins"].value == pytest.approx(5 / 6)
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(tokenizer, file):
+def test_a_column_that_is_not_there_is_named_with_those_that_are(file):
     with pytest.raises(DataError, match=r"line 1, field 'selection'.*it has kind"):
-        evaluate_file(stub_reward_model(tokenizer), file, by="selection")
+        open_data(file, by="selection")
 
 
 def test_equal_conversations_are_scored_once(tokenizer, tmp_path):
@@ -51,7 +51,7 @@ def test_equal_conversations_are_scored_once(tokenizer, tmp_path):
     pairs = [("a b", "c"), ("a b", "d e f"), ("a b", "c")]
     path.write_text("".join(json.dumps({"prompt": "q", "chosen": c, "rejected": r}) + "\n" for c, r in pairs))
     model = stub_reward_model(tokenizer)
-    assert evaluate_file(model, str(path)).splits["all"]["pair_accuracy"].value == pytest.approx(2 / 3)
+    assert evaluate(model, str(path))["all"]["pair_accuracy"].value == pytest.approx(2 / 3)
     assert model.model.scored == 3
 
 
@@ -62,7 +62,7 @@ def write_rows(path, rows):
 
 def test_a_split_whose_value_is_all_is_not_mixed_with_the_whole(tokenizer, tmp_path):
     rows = [{"prompt": f"q{i}", "chosen": "a b", "rejected": "c", "kind": kind} for i, kind in enumerate(("all", "x"))]
-    found = evaluate_file(stub_reward_model(tokenizer), write_rows(tmp_path / "pairs.jsonl", rows), by="kind").splits
+    found = evaluate(stub_reward_model(tokenizer), write_rows(tmp_path / "pairs.jsonl", rows), by="kind")
     assert {split: metrics["pair_accuracy"].n for split, metrics in found.items()} == {
         "all": 2,
         "kind = all": 1,
@@ -75,7 +75,7 @@ def test_the_better_model_is_known_from_all_other_prompts_of_the_file_not_of_the
     rows = [
         {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "models": ["good", "bad"], "kind": str(i)} for i in range(3)
     ]
-    found = evaluate_file(stub_reward_model(tokenizer), write_rows(tmp_path / "pairs.jsonl", rows), by="kind").splits
+    found = evaluate(stub_reward_model(tokenizer), write_rows(tmp_path / "pairs.jsonl", rows), by="kind")
     assert [(metrics["better_model_wins"].value, metrics["better_model_wins"].n) for metrics in found.values()] == [
         (1.0, 3),
         (1.0, 1),
@@ -87,4 +87,112 @@ def test_the_better_model_is_known_from_all_other_prompts_of_the_file_not_of_the
 def test_cut_responses_are_counted(tokenizer, tmp_path):
     rows = [{"prompt": "q", "chosen": "a " * 40, "rejected": "b"}]
     file = write_rows(tmp_path / "pairs.jsonl", rows)
-    assert evaluate_file(stub_reward_model(tokenizer, max_length=60), file).shortened == 1
+    assert score_data(stub_reward_model(tokenizer, max_length=60), open_data(file)).shortened == 1
+
+
+def pair(i, chosen, rejected, **more):
+    return {
+        "prompt": f"q{i}",
+        "chosen": "a",
+        "rejected": "b",
+        "chosen_score": chosen,
+        "rejected_score": rejected,
+    } | more
+
+
+def scored(path, scores):
+    return write_rows(path, [pair(i, *each) for i, each in enumerate(scores)])
+
+
+def test_scores_of_anyone_get_the_metrics_of_a_model(tokenizer, tmp_path):
+    """The stub's scores written into the file, and the stub itself, come to the same."""
+    texts = [("a b", "c"), ("a", "b c"), ("a b c", "d")]
+    rows = [
+        {
+            "prompt": f"q{i}",
+            "chosen": c,
+            "rejected": r,
+            "chosen_score": len(c.split()),
+            "rejected_score": len(r.split()),
+        }
+        for i, (c, r) in enumerate(texts)
+    ]
+    file = write_rows(tmp_path / "scored.jsonl", rows)
+    [(name, data, own)] = foreign_scores([open_data(file)])
+    found = {metric: draws.metric() for metric, draws in measure(data, own)["all"].items()}
+    assert name == "scores"
+    assert found == evaluate(stub_reward_model(tokenizer), file)["all"]
+    assert found["pair_accuracy"].value == pytest.approx(2 / 3)
+
+
+def test_scores_of_one_file_by_two_models_are_compared_ranking_by_ranking(tmp_path):
+    """a is right on 0 and 2, b on 0, 1 and 2: b - a = 1/3."""
+    files = [
+        scored(tmp_path / "a.jsonl", [(2, 1), (0, 1), (5, 1)]),
+        scored(tmp_path / "b.jsonl", [(2, 1), (2, 1), (3, 1)]),
+    ]
+    runs = list(foreign_scores([open_data(file) for file in files], compared=True))
+    assert [name for name, _, _ in runs] == files
+    found = {name: {data.name: measure(data, own)} for name, data, own in runs}
+    gap = evaluation_json(found)["differences"][f"{files[1]} - {files[0]}"][files[0]]["all"]["pair_accuracy"]
+    assert gap["value"] == pytest.approx(1 / 3)
+    assert gap["low"] == pytest.approx(0)
+    # b - a is the share of prompt 1 among three draws: it is 0 with probability (2/3)^3, and such draws count half
+    assert gap["better"] == pytest.approx(1 - (2 / 3) ** 3 / 2, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([pair(0, 1, 2), pair(7, 1, 2)], "line 2: this is not the ranking of .*a.jsonl, line 2"),
+        ([pair(0, 1, 2)], "it has 1 rankings, .*a.jsonl has 2"),
+    ],
+)
+def test_scores_of_different_rankings_are_not_compared(tmp_path, rows, message):
+    files = [scored(tmp_path / "a.jsonl", [(2, 1), (0, 1)]), write_rows(tmp_path / "b.jsonl", rows)]
+    with pytest.raises(DataError, match=message):
+        list(foreign_scores([open_data(file) for file in files], compared=True))
+
+
+def test_models_are_told_from_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "folder").mkdir()
+    cases = {
+        "a data.jsonl": ["a"],
+        "a b data.jsonl starling": ["a", "b"],
+        "owner/a owner/b rewardbench:folder": ["owner/a", "owner/b"],
+        "owner/a owner/data": ["owner/a"],
+        "owner/a owner/b owner/data": ["owner/a", "owner/b"],
+        "owner/a owner/data:test owner/more": ["owner/a"],
+        "a folder": ["a"],
+        "a missing/data.jsonl": ["a"],
+        "a starter:heldout": ["a"],
+    }
+    for words, models in cases.items():
+        assert model_words(words.split()) == models, words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("a", "a is taken for a model; name data after it"),
+        ("a starling a", "a is named twice"),
+        ("a starling b", "b is a model: name all models before the data"),
+    ],
+)
+def test_words_that_make_no_sense_are_refused(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        model_words(words.split())
+
+
+def test_a_suite_is_not_split_by_a_column():
+    with pytest.raises(ValueError, match="starling:x is a suite, with parts of its own"):
+        open_data("starling:x", by="kind")

@@ -45,6 +45,10 @@ ROWS = [
         {"prompt": "q", "chosen": ["a", "b c"], "rejected": ["d e f"]},
         {"chosen_score": [1.0, 2.0], "rejected_score": [3.0]},
     ),
+    (
+        {"prompt": "q", "response_a": "a", "response_b": "b c", "winner": "model_b"},
+        {"score_a": 1.0, "score_b": 2.0},
+    ),
 ]
 
 
@@ -319,6 +323,7 @@ def test_errors_of_calibrated_scores_are_in_calibrated_nats(model, tmp_path):
         {"prompt": "q", "response": "a"},
         {"prompt": "q", "responses": ["a"]},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "tie"},
         {"messages": [user("q"), assistant("a")]},
     ],
 )
