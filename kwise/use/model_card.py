@@ -30,10 +30,7 @@ chat = [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "
 model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)).logits
 ```
 """
-OTHER_RULE = (
-    "kwise reads the reward by the rule '{rule}'. transformers, and every other tool, reads it at the last token: another "
-    "number."
-)
+OTHER_RULE = "kwise reads the reward by the rule '{rule}'; all other tools read it at the last token, where it is another number."
 
 
 def model_card(name: str, model: RewardModel, metrics: Mapping[str, Mapping[str, Metric]]) -> str:
