@@ -361,6 +361,40 @@ def calibrate(
     console.print(f"written to {Path(model) / 'kwise.json'}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def doctor(
+    model: MODEL,
+    json_out: Annotated[Path | None, typer.Option("--json", help="also write every reading here")] = None,
+    fix: Annotated[Path | None, typer.Option(help="write a mended copy here")] = None,
+    tolerance: Annotated[float, typer.Option(help="scores this close to kwise's agree, in nats")] = 1e-3,
+) -> None:
+    """What other tools read from MODEL, whether they agree with kwise score, and the mends. Exit code 1 if all is not well."""
+    with user_errors():
+        from kwise.use.doctor import diagnose
+        from kwise.use.doctor.mend import fix as mend
+        from kwise.use.doctor.report import tables, to_json
+
+        for out in filter(None, (json_out, fix)):
+            if out == fix and out.exists():
+                raise ValueError(f"{out} exists; choose another name")
+            if not out.parent.is_dir():
+                raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+        quiet_libraries()
+        with errors.status("reading the model as other tools do"):
+            diagnosis = diagnose(model, tolerance)
+        for table in tables(diagnosis):
+            console.print(table)
+        if json_out is not None:
+            json_out.write_text(json.dumps(to_json(diagnosis), indent=2) + "\n", encoding="utf-8")
+        if fix is not None:
+            for line in mend(diagnosis, fix):
+                console.print(f"mended: {line}", markup=False, highlight=False, soft_wrap=True)
+            left = [each.id for each in diagnosis.findings if not each.mendable]
+            console.print(f"copy in {fix}" + (f"; not mended: {', '.join(left)}" if left else ""), highlight=False)
+    if not diagnosis.well:
+        raise typer.Exit(1)
+
+
 @app.command("import")
 def import_(
     checkpoint: Annotated[str, typer.Argument(help="file, folder or hub id of another trainer's reward model")],
