@@ -213,6 +213,26 @@ def test_one_wrong_block_is_noticed_by_the_same_comparison(exact_llama, monkeypa
         assert (found - expected).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("prefix", [0, 1, cascade.CHUNK, cascade.CHUNK + 1, cascade.SKIPPING, cascade.SKIPPING + 1])
+def test_blocks_at_and_beyond_the_sizes_at_which_cascade_cuts_them_are_exact(prefix):
+    """Rewards and all gradients; a single response is one block with its prefix."""
+    with Float64():
+        model = tiny_model(dtype=torch.float64, max_position_embeddings=2048)
+        sizes = (cascade.CHUNK - 1, cascade.CHUNK, 2 * cascade.CHUNK + 1, cascade.SKIPPING)
+        ids = torch.randint(1, 97, (prefix + 4, 1000), generator=torch.Generator().manual_seed(prefix)).tolist()
+        suffixes = [own[:size] for own, size in zip(ids[-4:], sizes, strict=True)]
+        start = [own[0] for own in ids[:prefix]]
+        many = EncodedRanking(start, suffixes, [size - 1 for size in sizes], [0] * 4, [0.0, 1.0, 2.0, 3.0])
+        one = EncodedRanking(start, suffixes[2:3], [sizes[2] - 1], [0], [0.0])
+        expected = alone(model, [many, one])
+        wanted = gradients(model, loss_of(expected, [many, one]))
+        assert set_attention(model, "cascade") == "cascade"
+        found = row_rewards(model, build_row([many, one], [0, 1]))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        for name, gradient in gradients(model, loss_of(found, [many, one])).items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-10)
+
+
 def test_flash_kernels_that_err_are_found_out_and_not_used_loudly(monkeypatch, caplog):
     kernel = cascade._forward
 
