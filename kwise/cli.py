@@ -285,7 +285,7 @@ def evaluate(
             return
         models = [] if scores else model_words(words)
         data = [open_data(word, by, source) for word in words[len(models) :]]
-        names = labels(models, results is not None)
+        names = labels(words if compare else models, results is not None)
         columns = len(data) if compare else len(models) or 1
         found: dict[str, dict[str, Splits]] = {}
         runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype)

@@ -143,7 +143,7 @@ def test_eval_of_two_models_compares_them_pair_by_pair(model, tokenizer, tmp_pat
     file = write(tmp_path / "rankings.jsonl", [nectar_row(i, 3) for i in range(8)])
     code, text = run("eval", model, other, file, "--json", tmp_path / "out.json")
     assert code == 0, text
-    assert f"less {tmp_path.name}: other" in text
+    assert f"all: less {tmp_path.name}" in text
     found = json.loads((tmp_path / "out.json").read_text())
     first, second = (found["models"][name][str(file)]["all"]["pair_accuracy"] for name in (tmp_path.name, "other"))
     gap = found["differences"][f"other - {tmp_path.name}"][str(file)]["all"]["pair_accuracy"]
@@ -224,7 +224,7 @@ def test_eval_compares_scores_of_the_same_rankings(tmp_path):
     code, text = run("eval", "--scores", "--compare", *files, "--json", tmp_path / "out.json")
     assert code == 0, text
     found = json.loads((tmp_path / "out.json").read_text())
-    gaps = found["differences"][f"{files[1]} - {files[0]}"][str(files[0])]["all"]
+    gaps = found["differences"]["b.jsonl - a.jsonl"][str(files[0])]["all"]
     assert gaps["pair_accuracy"]["value"] == 0  # one of two, and two halves
     assert run("eval", "--compare", *files)[0] == 1
 

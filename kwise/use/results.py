@@ -21,8 +21,8 @@ CARD_METRICS = ("pair_accuracy", "top1", "ndcg", "kendall_tau")  # of a file; of
 
 
 def labels(models: Sequence[str], for_files: bool = False) -> dict[str, str]:
-    """A short name for each model: a hub id as it is, of a local folder its name (of RUN/model that of RUN), or what the user
-    wrote if two would be called alike. Raises ``ValueError`` for that if the names are ``for_files``."""
+    """A short name for each model: a hub id as it is, of a local folder or file its name (of RUN/model that of RUN), or what the
+    user wrote if two would be called alike. Raises ``ValueError`` for that if the names are ``for_files``."""
     names = {model: _label(model) for model in models}
     if len(set(names.values())) == len(names):
         return names

@@ -43,8 +43,8 @@ def evaluation_tables(data: "Data", found: "Mapping[str, Splits]") -> "Iterator[
             yield metrics_table(data.name, {LONGER: columns[first]})
             continue
         yield from _in_parts(f"{data.name}, {split}", columns)
-        gaps = {f"less {first}: {model}": compare(found[first][split], found[model][split]) for model in others}
-        table = _table(f"{data.name}, {split}", "paired 95 %, P(better)", gaps)
+        gaps = {model: compare(found[first][split], found[model][split]) for model in others}
+        table = _table(f"{data.name}, {split}: less {first}", "paired 95 %, P(better)", gaps)
         for name in next(iter(gaps.values())):
             if any(gap[name].value is not None for gap in gaps.values()):
                 table.add_row(name, *(_difference_cell(name, gap[name]) for gap in gaps.values()))
