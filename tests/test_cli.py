@@ -389,9 +389,9 @@ def test_fit_then_best_with_a_lower_bound_as_a_user_would(base, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     for line in lines:
-        assert line["best"] == max(range(3), key=line["scores_lower"].__getitem__)
-        assert line["best_response"] == line["responses"][line["best"]]
-        assert line["score_c"] == 1
+        assert line["best_index"] == max(range(3), key=line["scores_lower"].__getitem__)
+        assert line["best_text"] == line["responses"][line["best_index"]]
+        assert line["score_lower_bound"] == 1
 
 
 def test_fit_tells_all_that_is_wrong_with_its_options(base, tmp_path):
@@ -414,7 +414,7 @@ def test_a_model_without_uncertainty_says_how_to_get_it_and_then_has_it(model, t
     code, text = run("uncertainty", model, rankings)
     assert code == 0, text
     assert "kind fisher, rankings 12, prompts 12" in text
-    assert (model / "uncertainty.safetensors").exists()
+    assert (model / "uncertainty.kwise").exists()
     assert run("best", model, choices, "-o", out, "--lower-bound", 1)[0] == 0
 
 

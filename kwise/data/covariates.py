@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 REFUSAL = re.compile(
-    r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can(?:'|no)?t|cannot|won't|will not|must decline)|as an AI\b)",
+    r"\b(?:I(?:['\u2019]m| am) (?:sorry|unable|not able)|as an AI\b"
+    r"|I (?:can['\u2019]t|cannot|won['\u2019]t|will not|must decline)\b)",
     re.IGNORECASE,
 )
 
@@ -45,6 +46,8 @@ def label(name: str) -> str:
 
 def _function(name: str) -> Callable[[str], float]:
     own, equals, pattern = name.partition("=")
+    if equals and not (own and pattern):
+        raise ValueError(f"covariate '{name}': give a name and a pattern, name=pattern")
     if not equals:
         if name not in COVARIATES:
             raise ValueError(f"unknown covariate '{name}'; known: {', '.join(COVARIATES)}, or name=pattern")

@@ -99,6 +99,7 @@ def split(ranking: EncodedRanking, budget: int) -> list[EncodedRanking]:
             reward_at=[ranking.reward_at[k] for k in piece],
             cut=[ranking.cut[k] for k in piece],
             ranks=[ranking.ranks[k] for k in piece] if ranking.ranks else [],
+            offsets=[ranking.offsets[k] for k in piece] if ranking.offsets else [],
         )
         for piece in pieces
     ]

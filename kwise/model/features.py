@@ -30,23 +30,29 @@ def cached_features(
     The features of layer n are what the model cut after n decoder layers gives, its final norm included; all layers come
     from one forward pass. A file's name is a hash of the weights, the token ids and the precision, and the layer; files are
     appended to as features come, so a run that was cut off goes on where it stopped. ``bf16`` runs the backbone under
-    bfloat16 autocast. ``progress`` is told the number of responses done. Disk: 4 d bytes a response and layer.
+    bfloat16 autocast. ``progress`` is told the number of responses done. Disk: 4 d bytes a response and layer. Raises
+    ``ValueError`` for a layer that the model has not.
     """
+    depth = len(backbone.decoder_layers(model))
+    if max(layers) > depth:
+        raise ValueError(f"there is no layer {max(layers)}: the model has {depth}")
     sizes = [len(item.suffixes) for item in encoded]
     width = model.config.get_text_config().hidden_size
     key = _key(model, encoded, bf16)
     paths = {layer: Path(folder, f"{key}.layer{layer}.f32") for layer in layers}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    rows = min(path.stat().st_size // (4 * width) if path.exists() else 0 for path in paths.values())
+    have = {layer: path.stat().st_size // (4 * width) if path.exists() else 0 for layer, path in paths.items()}
+    short = [layer for layer in layers if have[layer] < sum(sizes)]  # a whole file stays as it is
+    rows = min((have[layer] for layer in short), default=sum(sizes))
     ends = np.cumsum(sizes)
     complete = int(np.searchsorted(ends, rows, side="right"))  # rankings that lie whole in every file
     done = int(ends[complete - 1]) if complete else 0
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("ab")) for path in paths.values()]
+        files = [stack.enter_context(paths[layer].open("ab")) for layer in short]
         for file in files:
             file.truncate(done * 4 * width)
         progress(done)
-        for features in _compute(model, encoded[complete:], list(layers), bf16):
+        for features in _compute(model, encoded[complete:], short, bf16):
             for file, own in zip(files, features.float().unbind(1), strict=True):
                 file.write(own.numpy().tobytes())
                 file.flush()
@@ -68,7 +74,8 @@ def _compute(
 
 def layer_states(model: PreTrainedModel, row: Row, layers: list[int]) -> torch.Tensor:
     """[R, layers, d] hidden states of the row's reward tokens after each of ``layers``, normed as the last one's are."""
-    stack, norm = backbone.decoder_layers(model), backbone.final_norm(model)
+    stack = backbone.decoder_layers(model)
+    norm = backbone.final_norm(model) if min(layers) < len(stack) else torch.nn.Identity()
     caught: dict[int, torch.Tensor] = {}
 
     def catch(number: int, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:

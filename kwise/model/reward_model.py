@@ -114,7 +114,7 @@ class Settings:
 class Assessment(NamedTuple):
     """Of K responses to one prompt: ``rewards`` in nats, their standard ``errors`` against the reference, ``lower`` bounds, and
     ``beats[i][j]``, the probability that a judge like the training one prefers i to j: ``RewardModel.probability`` with the
-    head's error counted in."""
+    head's error counted in (not of kind ``paper``, which is no standard error)."""
 
     rewards: list[float]
     errors: list[float]
@@ -207,7 +207,10 @@ class RewardModel:
         errors = uncertainty.errors(features).double()
         calibrated = torch.tensor(self.calibrated(rewards.tolist(), responses), dtype=torch.float64)
         temperature = (self.settings.calibration or Calibration()).temperature
-        beats = win_probability(calibrated[:, None] - calibrated, uncertainty.difference_errors(features) / temperature)
+        apart = uncertainty.difference_errors(features) / temperature
+        if uncertainty.facts["kind"] == "paper":
+            apart = torch.zeros_like(apart)  # a norm, not a standard error
+        beats = win_probability(calibrated[:, None] - calibrated, apart)
         lower = rewards - c * errors
         return Assessment(rewards.tolist(), errors.tolist(), lower.tolist(), beats.tolist())
 

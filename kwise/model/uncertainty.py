@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-FILE = "uncertainty.safetensors"
+FILE = "uncertainty.kwise"  # in the safetensors format, but servers load every *.safetensors of a folder as weights
 NODES = torch.linspace(-8.5, 8.5, 513, dtype=torch.float64)  # for means under a standard normal
 
 
@@ -41,7 +41,7 @@ class Uncertainty:
             return (features.float() - reference) @ root
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``uncertainty.safetensors`` into a model folder: 4 d^2 bytes. Other tools ignore it."""
+        """Write ``uncertainty.kwise`` into a model folder: 4 d^2 bytes. Other tools ignore it."""
         path = Path(folder, FILE)
         unfinished = path.with_suffix(".unfinished")
         tensors = {name: getattr(self, name).contiguous() for name in ("root", "reference", "head")}
@@ -55,7 +55,9 @@ class Uncertainty:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             found = cls(file.get_tensor("root"), file.get_tensor("reference"), file.get_tensor("head"), facts)
-        if not torch.equal(found.head.bfloat16(), head.detach().cpu().bfloat16()[0]):
+        own = head.detach().cpu().bfloat16()[0]
+        dtypes = (torch.float32, torch.float16)  # a head that was float16 on the way is rounded twice
+        if not any(torch.equal(found.head.to(dtype).bfloat16(), own) for dtype in dtypes):
             raise ValueError(
                 f"{path} belongs to another head than this model's: make it anew with 'kwise uncertainty', or remove it"
             )

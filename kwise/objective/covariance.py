@@ -40,11 +40,17 @@ def head_covariance(
     ``paper``      (Sigma_D + R)^-1, Sigma_D = mean over rankings of 2 / (K (K - 1)) sum_j<k (phi_j - phi_k)(phi_j - phi_k)':
                    the norm of Algorithm 1, which does not shrink with n: its radius f does
 
-    All over standardised features, with the direction ``Scaling.level`` fixed as in ``fit_head``. Time: one pass, 2 p^2
-    operations a response and about p^3; memory: ten p x p float64 matrices (1.3 GB at p = 4096, 5.4 GB at 8192) and a chunk.
+    All over standardised features, and with the direction ``Scaling.level`` fixed for a head that is orthogonal to it, as those
+    of ``fit_head`` are. Time: one pass, 2 p^2 operations a response and about p^3; memory: up to ten p x p float64 matrices
+    (5.2 GB measured at p = 8192), a chunk with its temporaries, and the features if they are small (``IN_MEMORY``).
+    ``sandwich`` raises ``ValueError`` for rankings of a single prompt.
     """
-    data = Standardised(design, scaling(design), device)
-    w = torch.from_numpy(np.concatenate([weight, coefficients]) * data.by.scale).to(device)
+    by = scaling(design)
+    standard = np.concatenate([weight, coefficients]) * by.scale
+    if abs(standard @ by.level) > 1e-5 * np.linalg.norm(standard):
+        by = by._replace(level=np.zeros_like(by.level))  # the head was not fitted under that condition
+    data = Standardised(design, by, device)
+    w = torch.from_numpy(standard).to(device)
     if kind == "paper":
         information = penalised_hessian(_pair_covariance(data), ridge, data)
     else:
@@ -100,13 +106,16 @@ def _pair_covariance(data: Standardised) -> torch.Tensor:
 
 
 def _score_variance(data: Standardised, objective: Objective, w: torch.Tensor) -> torch.Tensor:
-    """[p, p] sum over prompts of the outer product of the summed gradients of their rankings. Read prompt by prompt, so that
-    the gradients of one chunk's prompts are all that is held."""
+    """[p, p] sum over G prompts of the outer product of the summed gradients of their rankings, times G / (G - 1). Read prompt
+    by prompt, so that the gradients of one chunk's prompts are all that is held."""
     groups = data.design.groups
+    prompts = len(set(groups))
+    if prompts < 2:
+        raise ValueError("covariance 'sandwich' compares prompts, and these rankings are all of one; use 'fisher'")
     order = sorted(range(len(groups)), key=groups.__getitem__)
     total = torch.zeros(len(w), len(w), dtype=w.dtype, device=data.device)
     last, carried = groups[order[0]], torch.zeros_like(w)  # a prompt may go on in the next chunk
-    for chunk in Standardised(data.design.take(order), data.by, data.device):
+    for chunk in Standardised(data.design.take(order), data.by, data.device, keep=False):
         rewards = (chunk.z @ w).requires_grad_()
         (slope,) = torch.autograd.grad(objective(rewards, chunk.ranks, chunk.lists)[0], rewards)
         own = [groups[order[i]] for i in chunk.lists.tolist()]
@@ -117,4 +126,4 @@ def _score_variance(data: Standardised, objective: Objective, w: torch.Tensor) -
         scores.index_add_(0, owner, chunk.z * slope[:, None])
         total += scores[:-1].T @ scores[:-1]
         last, carried = max(numbers), scores[-1]
-    return total + torch.outer(carried, carried)
+    return (total + torch.outer(carried, carried)) * (prompts / (prompts - 1))

@@ -82,11 +82,20 @@ class Scaling(NamedTuple):
 
 
 def scaling(design: Design) -> Scaling:
-    """The scaling of ``design``, in one pass (means and deviations merged over chunks as Chan, Golub and LeVeque do)."""
+    """The scaling of ``design``, in one pass (means and deviations merged over chunks as Chan, Golub and LeVeque do).
+
+    Raises ``ValueError`` where a feature is NaN or infinite.
+    """
     count = 0
     mean, square = np.zeros(design.width), np.zeros(design.width)
     low, high = np.full(design.width, np.inf), np.full(design.width, -np.inf)
     for x, _ in design.chunks():
+        if not np.isfinite(x).all():
+            row, column = np.argwhere(~np.isfinite(x))[0]
+            raise ValueError(
+                f"feature {column} is {x[row, column]} for one of the responses: the backbone's weights are broken, or its "
+                "precision is too low"
+            )
         own = x.mean(0)
         gap = own - mean
         total = count + len(x)
@@ -115,11 +124,11 @@ class Chunk(NamedTuple):
 class Standardised:
     """A design under a scaling, ready to be swept again and again. Small ones are kept in memory, large ones read anew."""
 
-    def __init__(self, design: Design, by: Scaling, device: str = "cpu") -> None:
+    def __init__(self, design: Design, by: Scaling, device: str = "cpu", keep: bool = True) -> None:
         self.design, self.by, self.device = design, by, device
         self.num_responses = sum(map(len, design.places))
         fits = 8 * design.width * self.num_responses <= IN_MEMORY
-        self._kept = list(self._read()) if fits else None
+        self._kept = list(self._read()) if keep and fits else None
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._kept) if self._kept is not None else self._read()

@@ -92,6 +92,7 @@ def fit_head(
             if len(own) - 1 - best >= PATIENCE:
                 break
         path += own
+        del train, test  # as large as ``everything`` below
     chosen = min(path, key=lambda tried: tried.held_out)
     design, by = designs[chosen.layer], scalings[chosen.layer]
     everything = Standardised(design, by, device)
@@ -150,7 +151,8 @@ def sweep(data: Standardised, objective: Objective, w: torch.Tensor, stride: int
         value, count = objective(rewards, chunk.ranks, chunk.lists)
         curves = number % stride == 0
         (slope,) = torch.autograd.grad(value, rewards, create_graph=curves)
-        for places, curve in curvature(slope, rewards, chunk) if curves else ():
+        # the slope of rankings that are all tied is a constant 0, without a graph
+        for places, curve in curvature(slope, rewards, chunk) if curves and slope.requires_grad else ():
             rows = chunk.z[places]
             curved = curve @ rows.view(*curve.shape[:2], -1)
             hessian.addmm_(rows.T, curved.view(len(rows), -1))
@@ -213,10 +215,11 @@ def _solve(hessian: torch.Tensor, ridge: float, gradient: torch.Tensor, data: St
     """Newton's direction, damped where rounding, or an objective that is not convex, leaves the matrix not positive."""
     matrix = penalised_hessian(hessian, ridge, data)
     damping = 0.0
-    while True:
+    for _ in range(30):
         factor, failed = torch.linalg.cholesky_ex(
             matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         )
         if not failed:
             return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
         damping = max(10 * damping, 1e-6 * matrix.diagonal().abs().max().item())
+    raise FloatingPointError("the objective's curvature is NaN or infinite: the head cannot be fitted")

@@ -13,7 +13,7 @@ from kwise.model.uncertainty import Uncertainty
 from kwise.objective import objective
 from kwise.objective.covariance import KINDS, default_kind, head_uncertainty
 from kwise.objective.head import fit_head
-from kwise.train.run import head_designs
+from kwise.train.run import assert_something_ranked, head_designs
 
 
 def add_uncertainty(
@@ -30,22 +30,29 @@ def add_uncertainty(
     if model.settings.reward_at != "last_token":
         raise ValueError(f"rewards read by the rule '{model.settings.reward_at}' have no features to learn errors from")
     trained = model.settings.trained
+    if trained.get("covariates"):
+        raise ValueError(
+            "the head was fitted with covariates, which are not in the model any more: its error is the one it was saved with; "
+            "fit it again to get that anew"
+        )
     name, options = trained.get("objective", "plackett_luce"), trained.get("objective_options", {})
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
     rankings = [ranking for file in files for ranking in read_rankings(file, source)]
+    assert_something_ranked(rankings, files)
     pool = encode_distinct(model.encoder, rankings)
     if pool.shortened:
         console.print(f"{pool.shortened} distinct responses were cut to {model.settings.max_length} tokens")
     depth = len(backbone.decoder_layers(model.model))
     (design,) = head_designs(model, pool, rankings, cache, console, [depth], [], bf16=False).values()
     loss_function = objective(name, **options)
+    device = "cuda" if model.model.device.type == "cuda" else "cpu"
     ridge = trained.get("ridge") if trained.get("method") == "head" else None
     if ridge is None:
-        fit = fit_head({depth: design}, loss_function)
+        fit = fit_head({depth: design}, loss_function, device=device)
         ridge = fit.ridge
         console.print(f"ridge {ridge:g}, as a head fitted anew to these features takes", highlight=False)
     head = getattr(model.model, backbone.HEAD).weight
     kind = kind or default_kind(name, options, design.groups)
-    model.uncertainty, _ = head_uncertainty(design, loss_function, head, np.zeros(0), ridge, kind)
+    model.uncertainty, _ = head_uncertainty(design, loss_function, head, np.zeros(0), ridge, kind, device)
     return model.uncertainty

@@ -192,7 +192,7 @@ def _check(table: dict[str, Any]) -> list[str]:
 
 
 def _check_fit(table: dict[str, Any]) -> list[str]:
-    from kwise.data.covariates import covariates
+    from kwise.data.covariates import covariates, label
 
     mistakes = []
     layers, names = _get(table, ["fit", "layers"]), _get(table, ["fit", "covariates"])
@@ -206,6 +206,8 @@ def _check_fit(table: dict[str, Any]) -> list[str]:
             mistakes.append(f"fit.layers: {layers} names a layer twice")
     if names and method != "head" and not first:
         mistakes.append("fit.covariates: are of the head fit; set fit_head_first = true, or method = 'head'")
+    if _fits(names, list[str]) and len({label(each) for each in names}) < len(names):
+        mistakes.append(f"fit.covariates: {names} names one twice")
     for name in names if _fits(names, list[str]) else ():
         try:
             covariates([name], [])

@@ -100,11 +100,14 @@ def read_data(recipe: Recipe) -> tuple[list[Ranking], list[Ranking]]:
         [ranking for file in files for ranking in read_rankings(file, recipe.data.source)]
         for files in (recipe.data.train, recipe.data.eval)
     )
-    if all(len(set(ranking.ranks)) == 1 for ranking in rankings):
-        raise ValueError(
-            f"{', '.join(recipe.data.train)}: every ranking is tied throughout, so there is nothing to learn"
-        )
+    assert_something_ranked(rankings, recipe.data.train)
     return rankings, held_out
+
+
+def assert_something_ranked(rankings: list[Ranking], files: list[str]) -> None:
+    """Raises ``ValueError`` where nothing can be learned."""
+    if all(len(set(ranking.ranks)) == 1 for ranking in rankings):
+        raise ValueError(f"{', '.join(files)}: every ranking is tied throughout, so there is nothing to learn")
 
 
 def trainer_config(recipe: Recipe) -> KwiseConfig:
@@ -218,6 +221,9 @@ def head_designs(
         )
     ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
     columns = covariates(names, (response for prompt in pool.prompts for response in prompt.responses))
+    for name, column in zip(names, columns.T, strict=True):
+        if all(np.ptp(column[own]) == 0 for own in pool.where):
+            raise ValueError(f"covariate '{name}' is the same for all responses of every ranking: it explains nothing")
     return {layer: Design(own, pool.where, ranks, groups, columns) for layer, own in features.items()}
 
 

@@ -121,7 +121,7 @@ def _facts(model: RewardModel) -> list[tuple[str, str]]:
         rows.append(("calibration", f"{fit}, fitted to {found.rankings} rankings of {', '.join(found.data)}"))
     if model.uncertainty is not None:
         kind = ", ".join(f"{key} {value}" for key, value in model.uncertainty.facts.items())
-        rows.append(("error of the head", f"in `uncertainty.safetensors`: {kind}"))
+        rows.append(("error of the head", f"in `uncertainty.kwise`: {kind}"))
     if "kwise" in trained:
         rows.append(("trained with", f"kwise {trained['kwise']}"))
     return rows

@@ -15,8 +15,8 @@ from kwise.model.reward_model import RewardModel
 from kwise.records import DataError, EncodedRanking, Message
 
 CALIBRATION = "score_calibration"  # the column that says by which calibration a line was scored
-LOWER_BOUND = "score_c"  # and the one that says with how many errors off its lower bounds are
-BEST = ("best", "best_response")
+LOWER_BOUND = "score_lower_bound"  # and the one that says with how many errors off its lower bounds are
+BEST = ("best_index", "best_text")
 GAINS = ("score", "score_error", "score_lower")  # what a response may gain
 LISTS = {
     "score": "scores",
@@ -46,9 +46,10 @@ def score_file(
     (lists where it holds lists), a battle ``score_a`` and ``score_b``. All else stays as it is.
 
     With ``c`` each response also gains ``score_error`` and ``score_lower``, its score less ``c`` errors (arXiv 2301.11270,
-    Algorithm 1), and the line ``score_c``; a model without uncertainty is a ``ValueError``. With ``choose`` a line gains
-    ``best``, the index of the response with the highest lower bound (the highest score without ``c``; of equals the first), and
-    ``best_response``, its text; a line with one response, or a pair, is a ``DataError``.
+    Algorithm 1), and the line ``score_lower_bound``, which is c; a model without uncertainty is a ``ValueError``. With
+    ``choose`` a line gains ``best_index``, the index of the response with the highest lower bound (the highest score without
+    ``c``; of equals the first), and ``best_text``; a line with one response, or a pair, is a ``DataError``. What an earlier
+    scoring left in columns of these names is replaced, or goes.
 
     ``calibrated`` writes calibrated rewards (``Calibration``) as scores, and every line gains ``score_calibration``, which holds
     the temperature, centre and length slope; without it a line has no such column. Raises ``ValueError`` for a model that has
@@ -59,7 +60,7 @@ def score_file(
     kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
     exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
     """
-    if c is not None and not c >= 0:
+    if c is not None and not 0 <= c < math.inf:
         raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
     if c is not None:
         model.known_uncertainty()  # before OUT is made
@@ -71,7 +72,7 @@ def score_file(
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
     lines = read_lines(file)
-    kept = _kept(target, lines, file, how) if target.exists() else 0
+    kept = _kept(target, lines, file, how, choose) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
     window, problem = _window(
         model, lines, file, choose
@@ -83,8 +84,7 @@ def score_file(
             for each, gains in zip(window, _gains(model, window, calibrated, c), strict=True):
                 if not all(math.isfinite(value) for gain in gains for value in gain.values()):
                     raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
-                # what an input that was scored before says of another scoring goes
-                scored = {k: v for k, v in each.put(gains).items() if k not in (CALIBRATION, LOWER_BOUND, *BEST)} | how
+                scored = without(each.put(gains), CALIBRATION, LOWER_BOUND, *BEST) | how
                 if choose:
                     values = [gain["score" if c is None else "score_lower"] for gain in gains]
                     best = max(range(len(values)), key=values.__getitem__)
@@ -100,6 +100,11 @@ def score_file(
             if len(window) < WINDOW:
                 return counts
             window, problem = _window(model, lines, file, choose)
+
+
+def without(row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """``row`` without what an earlier scoring may have left in it."""
+    return {name: value for name, value in row.items() if name not in columns}
 
 
 def _gains(model: RewardModel, window: "list[Line]", calibrated: bool, c: float | None) -> Iterator[list[Gains]]:
@@ -159,7 +164,7 @@ def _calibration(model: RewardModel) -> dict[str, float]:
     return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
 
 
-def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any]) -> int:
+def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool) -> int:
     """Take the lines of ``target`` that are whole off ``lines``, and cut off what follows its last line break."""
     kept, last = _complete_lines(target)
     row: dict[str, Any] | DataError | None = None
@@ -169,11 +174,15 @@ def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any]) -> int:
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
         )
-    before = {name: value for name, value in json.loads(last or b"{}").items() if name in (CALIBRATION, LOWER_BOUND)}
-    if kept and before != how:
+    before = json.loads(last or b"{}")
+    if kept and {name: before[name] for name in (CALIBRATION, LOWER_BOUND) if name in before} != how:
         raise ValueError(
             f"line {kept} of {target} was scored with another calibration or lower bound, or with none where this run has "
             "one"
+        )
+    if kept and (BEST[0] in before) != choose:
+        raise ValueError(
+            f"line {kept} of {target} was written by 'kwise {'score' if choose else 'best'}', not by this command"
         )
     return kept
 
@@ -202,7 +211,7 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
             return _ranking(row, name)
     if "messages" in row:
         messages = sources.conversation(row["messages"], "messages")
-        return messages[:-1], [messages[-1]["content"]], lambda gains: row | gains[0]
+        return messages[:-1], [messages[-1]["content"]], lambda gains: without(row, *GAINS) | gains[0]
     if {"prompt", "responses"} <= row.keys():
         prompt = sources.prompt_messages(row["prompt"], "prompt")
         if not isinstance(row["responses"], list) or not row["responses"]:
@@ -211,12 +220,15 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
         return (
             prompt,
             texts,
-            lambda gains: row | {LISTS[name]: [gain[name] for gain in gains] for name in GAINS if name in gains[0]},
+            lambda gains: (
+                without(row, *LISTS.values())
+                | {LISTS[name]: [gain[name] for gain in gains] for name in GAINS if name in gains[0]}
+            ),
         )
     if {"prompt", "response"} <= row.keys():
         prompt = sources.prompt_messages(row["prompt"], "prompt")
         response = sources.response_text(row["response"], "response")
-        return prompt, [response], lambda gains: row | gains[0]
+        return prompt, [response], lambda gains: without(row, *GAINS) | gains[0]
     raise sources.FieldError(
         "messages",
         "a line needs 'messages', 'prompt' and 'response' (or 'responses'), a ranking or a pair; this has "
@@ -237,11 +249,12 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
             values = {
                 f"{side}_{name}": [gain[name] for gain in own] for side, own in sides.items() for name in gains[0]
             }
-            return row | {name: value if listed else value[0] for name, value in values.items()}
+            stale = (f"{side}_{gain}" for side in sides for gain in GAINS)
+            return without(row, *stale) | {name: value if listed else value[0] for name, value in values.items()}
         if source == "battles":
             return row | {f"{name}_{side}": gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
         column = "answers" if source == "nectar" else "completions"
-        return row | {column: [item | gain for item, gain in zip(row[column], gains, strict=True)]}
+        return row | {column: [without(item, *GAINS) | gain for item, gain in zip(row[column], gains, strict=True)]}
 
     return parts.messages, parts.responses, put
 

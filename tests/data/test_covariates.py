@@ -40,6 +40,7 @@ def test_an_empty_text_has_none_of_anything(name):
         ("I'm sorry, but I can't help with that.", 1),
         ("As an AI language model, I have no opinions.", 1),
         ("I cannot provide that.", 1),
+        ("I\u2019m sorry, but I can\u2019t.", 1),
         ("Sure! Here is how.", 0),
         ("You can say: it cannot be done.", 0),
         ("A long story. " * 30 + "I can't go on.", 0),

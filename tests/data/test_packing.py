@@ -170,3 +170,10 @@ def test_a_ranking_over_the_budget_repeats_its_prefix_in_every_row() -> None:
     (unit,) = pack([ranking], 5)
     assert [row.ids for row in unit.rows] == [[1, 2, 3, 4, 5], [1, 2, 6, 7, 8]]
     assert [row.reward_at for row in unit.rows] == [[3, 4], [4]]
+
+
+def test_pieces_share_out_ranks_and_offsets():
+    ranking = EncodedRanking([1], [[2, 3], [4], [5, 6]], [1, 0, 1], [0, 0, 0], [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    pieces = split(ranking, 4)
+    assert [piece.ranks for piece in pieces] == [[1.0, 2.0], [3.0]]
+    assert [piece.offsets for piece in pieces] == [[0.1, 0.2], [0.3]]

@@ -87,3 +87,20 @@ def test_a_cache_of_layers_of_different_length_is_completed_from_the_shortest(tm
         handle.truncate(128 * 50)
     for n, each in cached_features(model, ENCODED, tmp_path, [1, DEPTH]).items():
         np.testing.assert_allclose(each, whole[n], atol=1e-5)
+
+
+def test_a_whole_file_is_kept_when_a_layer_is_added(tmp_path, monkeypatch):
+    model = tiny_model()
+    cached_features(model, ENCODED, tmp_path, [DEPTH])
+    (file,) = tmp_path.iterdir()
+    before = file.read_bytes()
+    monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("cut off at once"))
+    with pytest.raises(pytest.fail.Exception, match="cut off"):
+        cached_features(model, ENCODED, tmp_path, [1, DEPTH])
+    assert file.read_bytes() == before
+
+
+def test_a_layer_beyond_the_models_depth_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"no layer {DEPTH + 1}: the model has {DEPTH}"):
+        cached_features(tiny_model(), ENCODED, tmp_path, [1, DEPTH + 1])
+    assert not list(tmp_path.iterdir())

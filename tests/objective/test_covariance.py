@@ -70,7 +70,33 @@ def test_sandwich_sums_the_gradients_of_a_prompt_before_it_squares_them():
     by_prompt = np.array([sum(s for s, g in zip(scores, groups, strict=True) if g == each) for each in set(groups)])
     inverse = np.linalg.inv(information)
     found = covariance(features, ranks, groups, weight, 0.01, "sandwich")
-    np.testing.assert_allclose(found, inverse @ (by_prompt.T @ by_prompt) @ inverse, rtol=1e-8)
+    np.testing.assert_allclose(found, inverse @ (by_prompt.T @ by_prompt) @ inverse * 15 / 14, rtol=1e-8)
+
+
+def test_a_head_that_was_not_fitted_under_the_condition_has_errors_in_every_direction():
+    features, ranks, groups, weight = centred_problem()
+    features = features + [3.0, 0.0, 0.0]  # far from centred, and this head does not know of it
+    information, _ = written_out(features, ranks, weight, 0.01)
+    found = covariance(features, ranks, groups, weight, 0.01, "fisher")
+    np.testing.assert_allclose(found, np.linalg.inv(information), rtol=1e-8)
+
+
+def test_the_sandwich_of_a_single_prompt_is_refused():
+    features, ranks, _, weight = centred_problem()
+    with pytest.raises(ValueError, match="all of one"):
+        covariance(features, ranks, ["same"] * len(ranks), weight, 0.01, "sandwich")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rankings_that_are_tied_throughout_only_count(kind, monkeypatch):
+    features, ranks, groups, weight = centred_problem()
+    more = np.concatenate([features, features[:3]])
+    found = covariance(more, [*ranks, [1, 1, 1]], [*groups, "tied"], weight, 1e-9, kind)
+    assert np.isfinite(found).all()
+    monkeypatch.setattr(design_module, "CHUNK", 12)  # the tied ranking makes a chunk of its own
+    np.testing.assert_allclose(
+        covariance(more, [*ranks, [1, 1, 1]], [*groups, "tied"], weight, 1e-9, kind), found, rtol=1e-7
+    )
 
 
 def test_paper_is_the_inverse_of_the_mean_square_of_pair_differences_and_ridge():

@@ -348,3 +348,18 @@ def test_responses_that_rankings_share_are_read_from_one_row():
     copied = design(np.concatenate([features, features]), ranks * 2, groups * 2)
     pooled, apart = (head.fit_head({1: each}, plackett_luce) for each in (twice, copied))
     assert pooled.weight == pytest.approx(apart.weight, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_feature_that_is_no_number_is_an_error_and_no_endless_search(value):
+    features, ranks, groups = mixed_problem()
+    features[7, 1] = value
+    with pytest.raises(ValueError, match=f"feature 1 is {value}"):
+        fit_head(features, ranks, groups, plackett_luce)
+
+
+def test_a_prompt_that_is_tied_throughout_is_no_crash_whether_fitted_or_held_out():
+    features, ranks, groups, _ = simulate(0, lists=2, k=3, d=2)
+    for seed in range(6):
+        fit = fit_head(features, [ranks[0], [1, 1, 1]], groups, plackett_luce, seed=seed)
+        assert np.isfinite(fit.weight).all()

@@ -315,6 +315,8 @@ def test_epochs_do_not_matter_where_steps_are_given(load):
         (["fit.layers=[2, 9]", "model.layers=8"], "fit.layers: must be between 1 and model.layers = 8, this has 9"),
         (["fit.layers=[2, 3, 2]"], "fit.layers: [2, 3, 2] names a layer twice"),
         (['fit.layers=["2"]'], "fit.layers: must be a list of whole numbers, this is ['2']"),
+        (['fit.covariates=["x=a", "x=b"]'], "fit.covariates: ['x=a', 'x=b'] names one twice"),
+        (['fit.covariates=["=a"]'], "fit.covariates: covariate '=a': give a name and a pattern"),
         (['fit.covariates=["x=("]'], "fit.covariates: covariate 'x': '(' is no regular expression: "),
         (
             ['fit.covariates=["length"]', "method=lora"],

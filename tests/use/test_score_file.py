@@ -266,10 +266,10 @@ def test_bare_responses_gain_a_list_of_scores(model, tmp_path):
 
 
 CHOICES = [
-    ({"prompt": "q", "responses": ["a b", "c", "d e f"]}, {"best": 2, "best_response": "d e f"}),
-    ({"prompt": "q", "responses": ["a b", "c d"]}, {"best": 0, "best_response": "a b"}),
-    ({"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]}, {"best": 1}),
-    ({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "b c"}, {"answer": "a"}]}, {"best": 0}),
+    ({"prompt": "q", "responses": ["a b", "c", "d e f"]}, {"best_index": 2, "best_text": "d e f"}),
+    ({"prompt": "q", "responses": ["a b", "c d"]}, {"best_index": 0, "best_text": "a b"}),
+    ({"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]}, {"best_index": 1}),
+    ({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "b c"}, {"answer": "a"}]}, {"best_index": 0}),
 ]
 
 
@@ -289,7 +289,7 @@ def test_the_lower_bound_chooses_the_surest_where_the_score_chooses_the_highest(
     assert line["scores"] == [1, 2, 3, 4]
     assert line["score_errors"] == [0.25, 1, 2.25, 4]
     assert line["scores_lower"] == [0.75, 1, 0.75, 0]
-    assert (line["best"], line["best_response"], line["score_c"]) == (1, "a b", 1.0)
+    assert (line["best_index"], line["best_text"], line["score_lower_bound"]) == (1, "a b", 1.0)
 
 
 def test_errors_and_bounds_stand_beside_every_score(model, tmp_path):
@@ -300,10 +300,10 @@ def test_errors_and_bounds_stand_beside_every_score(model, tmp_path):
     ]
     score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out.jsonl"), c=2.0)
     one, pair, ranking = read(tmp_path / "out.jsonl")
-    assert one == rows[0] | {"score": 2, "score_error": 1, "score_lower": 0, "score_c": 2}
+    assert one == rows[0] | {"score": 2, "score_error": 1, "score_lower": 0, "score_lower_bound": 2}
     sides = {"chosen_score": 2, "chosen_score_error": 1, "chosen_score_lower": 0}
     others = {"rejected_score": 1, "rejected_score_error": 0.25, "rejected_score_lower": 0.5}
-    assert pair == rows[1] | sides | others | {"score_c": 2}
+    assert pair == rows[1] | sides | others | {"score_lower_bound": 2}
     assert ranking["completions"][0] == {
         "completion": "a", "rank": 1, "score": 1, "score_error": 0.25, "score_lower": 0.5
     }  # fmt: skip
@@ -351,13 +351,47 @@ def test_scoring_anew_leaves_nothing_of_an_earlier_scoring(model, tmp_path):
     score_file(model, write(first, [row]), str(second), c=1.0, choose=True)
     score_file(model, str(second), str(third))
     (line,) = read(third)
-    assert "score_c" not in line
-    assert "best" not in line
+    assert "score_lower_bound" not in line
+    assert "best_index" not in line
     assert line["scores"] == [1, 2]
 
 
-@pytest.mark.parametrize("c", [-1.0, math.nan])
+@pytest.mark.parametrize("c", [-1.0, math.nan, math.inf])
 def test_a_bound_above_the_score_is_refused(model, tmp_path, c):
     file = write(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
     with pytest.raises(ValueError, match="c >= 0"):
         score_file(model, file, str(tmp_path / "out.jsonl"), c=c)
+
+
+def test_columns_of_the_users_own_stay(model, tmp_path):
+    rows = [
+        {"prompt": "q", "response": "a", "best": "human says", "score_c": 9},
+        {"prompt": "q", "responses": ["a"], "score": 4},
+    ]
+    score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out.jsonl"))
+    assert read(tmp_path / "out.jsonl") == [rows[0] | {"score": 1}, rows[1] | {"scores": [1]}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "response": "a b"},
+        {"prompt": "q", "responses": ["a b"]},
+        {"prompt": "q", "chosen": "a b", "rejected": "c"},
+        {"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]},
+    ],
+)
+def test_bounds_of_an_earlier_scoring_go_when_a_file_is_scored_without(model, tmp_path, row):
+    first, plain, bounds, again = (tmp_path / f"{i}.jsonl" for i in range(4))
+    write(first, [row])
+    score_file(model, str(first), str(plain))
+    score_file(model, str(first), str(bounds), c=2.0)
+    score_file(model, str(bounds), str(again))
+    assert read(again) == read(plain) != read(bounds)
+
+
+def test_best_does_not_go_on_with_what_score_wrote(model, tmp_path):
+    file, out = write(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}] * 3), tmp_path / "out.jsonl"
+    score_file(model, file, str(out))
+    with pytest.raises(ValueError, match=r"was written by 'kwise score'"):
+        score_file(model, file, str(out), resume=True, choose=True)
