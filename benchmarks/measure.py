@@ -11,7 +11,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import datasets
 import torch
 import transformers
+
+from kwise.cli import keep_memory
 
 
 def arguments(doc: str | None, layers: int, reps: int) -> argparse.ArgumentParser:
@@ -33,22 +38,62 @@ def arguments(doc: str | None, layers: int, reps: int) -> argparse.ArgumentParse
     return parser
 
 
-def interleaved(steps: Mapping[str, Callable[[], Any]], reps: int) -> dict[str, list[float]]:
-    """CPU seconds (all threads of this process) of ``reps`` calls of each step, the steps taking turns.
+def interleaved(steps: Mapping[str, Callable[[], float]], reps: int) -> dict[str, list[float]]:
+    """The CPU seconds that ``reps`` calls of each step give, the steps taking turns.
 
     Taking turns spreads what the machine does besides over all steps alike. Nothing is warmed up here.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(reps):
         for name, step in steps.items():
-            # a trainer collects garbage when it starts, a fifth of a second over all that is imported: no cost of a ranking
-            gc.unfreeze()
-            gc.collect()
-            gc.freeze()
-            start = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(step())
     return seconds
+
+
+def timed(step: Callable[[], Any]) -> float:
+    """CPU seconds (all threads of this process) of a call."""
+    # a trainer collects garbage when it starts, a fifth of a second over all that is imported: no cost of a ranking
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+class Process:
+    """A process of its own. ``kept``: with glibc's memory kept as kwise's command line keeps it, else as it is by default.
+
+    ``build(*given)`` makes an object there; ``call("name", *inputs)`` is the result of its method, ``timed`` its CPU seconds.
+    """
+
+    def __init__(self, kept: bool, build: Callable[..., Any], *given: Any) -> None:
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kept, build, given))
+
+    def call(self, method: str, *inputs: Any) -> Any:
+        return self.pool.submit(_call, method, inputs).result()
+
+    def timed(self, method: str, *inputs: Any) -> float:
+        seconds: float = self.pool.submit(_timed, method, inputs).result()
+        return seconds
+
+
+held: Any = None  # in a Process: what it built
+
+
+def _start(kept: bool, build: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    global held
+    if kept:
+        keep_memory()
+    held = build(*given)
+
+
+def _call(method: str, inputs: tuple[Any, ...]) -> Any:
+    return getattr(held, method)(*inputs)
+
+
+def _timed(method: str, inputs: tuple[Any, ...]) -> float:
+    return timed(partial(_call, method, inputs))
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -6,6 +6,10 @@ go in, numbers come out: chat template and tokenizing count on both sides. Score
     best of 16    one prompt of 250 tokens, 16 responses of 174 to 324 tokens in shuffled order
     mixed         32 unrelated conversations of 100 to 600 tokens in shuffled order
 
+Everything is run twice: in a process with glibc's memory allocator as it is by default, and in one that keeps freed memory,
+as kwise's command line does. "As each runs" is the pipeline by default against kwise with memory kept; the other two
+ratios have the same allocator on both sides.
+
 What the chat template writes comes on top of these lengths. "By tokens" is the ratio that tokens run
 through the decoder (padding included) would give: it leaves out attention and all that is fixed.
 
@@ -30,6 +34,7 @@ from kwise.model.smollm2 import smollm2
 from kwise.records import Message
 
 BATCHES = (1, 8, 32)
+KEPT, DEFAULT = "memory kept", "default"
 Conversation = tuple[list[Message], str]  # a prompt and one response
 
 
@@ -67,15 +72,31 @@ def mixed(write: Callable[[int], str]) -> list[Conversation]:
     return [([Message(role="user", content=write(length // 3))], write(length - length // 3)) for length in lengths]
 
 
-def kwise_together(rewards: RewardModel, given: list[Conversation]) -> list[float]:
-    """Responses to one and the same prompt."""
-    return rewards.score(given[0][0], [response for _, response in given])
+class Scorers:
+    """kwise's model and the pipeline, and what each of them makes of a case."""
 
+    def __init__(self, folder: str, threads: int) -> None:
+        measure.quiet(threads)
+        self.rewards = RewardModel.from_pretrained(folder, device="cpu")
+        self.pipe = pipeline("text-classification", model=folder, dtype=torch.float32, device="cpu")
+        write = writer(self.rewards.tokenizer)
+        self.cases = {"best of 16": best_of_16(write), "mixed": mixed(write)}
+        self.counts = [measure.count_tokens(model) for model in (self.rewards.model, self.pipe.model)]
 
-def kwise_apart(rewards: RewardModel, given: list[Conversation]) -> list[float]:
-    """Conversations that have nothing in common."""
-    encoded = (rewards.encoder.encode(messages, [response]) for messages, response in given)
-    return [reward for own in rewards.score_encoded(encoded) for reward in own]
+    def run(self, case: str, batch: int) -> tuple[list[float], int]:
+        """Scores of a case, and the tokens run for them. ``batch`` 0 is kwise, else the pipeline's batch size."""
+        for count in self.counts:
+            count.clear()
+        given = self.cases[case]
+        scores = transformers_pipeline(self.pipe, batch, given) if batch else self.kwise(given)
+        return scores, sum(map(sum, self.counts))
+
+    def kwise(self, given: list[Conversation]) -> list[float]:
+        prompt = given[0][0]
+        if all(messages is prompt for messages, _ in given):
+            return self.rewards.score(prompt, [response for _, response in given])
+        encoded = (self.rewards.encoder.encode(messages, [response]) for messages, response in given)
+        return [reward for own in self.rewards.score_encoded(encoded) for reward in own]
 
 
 def transformers_pipeline(pipe: Any, batch: int, given: list[Conversation]) -> list[float]:
@@ -93,36 +114,36 @@ def main() -> None:
     measure.print_header(found["header"])
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, given.layers)
-        rewards = RewardModel.from_pretrained(folder, device="cpu")
-        pipe = pipeline("text-classification", model=folder, dtype=torch.float32, device="cpu")
-    write = writer(rewards.tokenizer)
-    counts = {"kwise": measure.count_tokens(rewards.model), "pipeline": measure.count_tokens(pipe.model)}
+        sides = {name: measure.Process(name == KEPT, Scorers, folder, given.threads) for name in (KEPT, DEFAULT)}
+        warm = {
+            case: {batch: [side.call("run", case, batch) for side in sides.values()] for batch in (0, *BATCHES)}
+            for case in ("best of 16", "mixed")
+        }
     rows = []
-    for case, conversations, own in (
-        ("best of 16", best_of_16(write), kwise_together),
-        ("mixed", mixed(write), kwise_apart),
-    ):
-        steps = {"kwise": partial(own, rewards, conversations)}
-        steps |= {f"pipeline, batch {n}": partial(transformers_pipeline, pipe, n, conversations) for n in BATCHES}
-        scores, tokens = {}, {}
-        for name, step in steps.items():  # the warm-up
-            count = counts[name.split(",")[0]]
-            count.clear()
-            scores[name] = step()
-            tokens[name] = sum(count)
-        apart = max(abs(a - b) for each in scores.values() for a, b in zip(each, scores["kwise"], strict=True))
+    for case, ran in warm.items():
+        ours = ran[0][0][0]
+        apart = max(
+            abs(a - b) for each in ran.values() for scores, _ in each for a, b in zip(scores, ours, strict=True)
+        )
         if apart > 1e-5:
             raise AssertionError(f"{case}: scores differ by {apart:.1e}")
+        tokens = {batch: each[0][1] for batch, each in ran.items()}
+        steps = {
+            f"{name} {batch}": partial(side.timed, "run", case, batch) for batch in ran for name, side in sides.items()
+        }
         seconds = measure.interleaved(steps, given.reps)
-        found["cases"][case] = {"seconds": seconds, "tokens": tokens, "scores": scores}
-        for name in steps:
-            ratio = measure.ratios(seconds[name], seconds["kwise"])
-            by_tokens = tokens[name] / tokens["kwise"]
-            median = f"{statistics.median(seconds[name]):.2f}"
-            rows.append([case, name, median, measure.show(ratio), f"{by_tokens:.2f}", tokens[name], f"{apart:.0e}"])
+        found["cases"][case] = {"seconds": seconds, "tokens": tokens, "scores": ours}
+        for batch in ran:
+            row = [case, f"pipeline, batch {batch}" if batch else "kwise"]
+            row += [f"{statistics.median(seconds[f'{name} {batch}']):.2f}" for name in (KEPT, DEFAULT)]
+            row += [
+                measure.show(measure.ratios(seconds[f"{theirs} {batch}"], seconds[f"{own} 0"]))
+                for theirs, own in ((DEFAULT, KEPT), (DEFAULT, DEFAULT), (KEPT, KEPT))
+            ]
+            rows.append([*row, f"{tokens[batch] / tokens[0]:.2f}", str(tokens[batch]), f"{apart:.0e}"])
     print("CPU seconds (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n")
-    columns = ["case", "by", "CPU seconds", "ratio to kwise", "by tokens", "tokens", "largest difference of scores"]
-    measure.print_table(columns, rows)
+    columns = ["case", "by", "s, kept", "s, default", "as each runs", "both default", "both kept"]
+    measure.print_table([*columns, "by tokens", "tokens", "largest difference of scores"], rows)
     measure.write_json(given.json, found)
 
 

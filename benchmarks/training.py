@@ -198,8 +198,8 @@ def cost(ways: dict[str, Way], prompt: int, k: int, reps: int) -> dict[str, Any]
     item = ranking(prompt, k)
     losses: dict[str, list[float]] = {name: [] for name in ways}
 
-    def noted(name: str, step: Callable[[], float]) -> Callable[[], None]:
-        return lambda: losses[name].append(step())
+    def noted(name: str, step: Callable[[], float]) -> Callable[[], float]:
+        return lambda: measure.timed(lambda: losses[name].append(step()))
 
     steps = {name: noted(name, way.prepare(item)) for name, way in ways.items()}
     for way in ways.values():
@@ -221,12 +221,14 @@ def cost_row(cell: dict[str, Any]) -> list[object]:
     return [*row, " / ".join(str(tokens[name]) for name in WAYS)]
 
 
-def peak(name: str, layers: int, threads: int, prompt: int, k: int) -> int:
+def peak(name: str, layers: int, threads: int, kept: bool, prompt: int, k: int) -> int:
     """Bytes by which one step on a ranking raises this (fresh) process's peak memory over what it holds before.
 
     Before, the model and the optimiser's state exist, gradients do not. Read from Linux's /proc.
     """
     measure.quiet(threads)
+    if kept:
+        measure.keep_memory()
     way = WAYS[name](layers)
     before = resident("VmRSS")
     way.prepare(ranking(prompt, k))()
@@ -239,12 +241,12 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def peaks(layers: int, threads: int, prompt: int, k: int) -> dict[str, Any]:
+def peaks(layers: int, threads: int, kept: bool, prompt: int, k: int) -> dict[str, Any]:
     """``peak`` of each way, each in a process of its own."""
     found = {}
     for name in WAYS:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            found[name] = process.submit(peak, name, layers, threads, prompt, k).result()
+            found[name] = process.submit(peak, name, layers, threads, kept, prompt, k).result()
     return {"prompt": prompt, "k": k, "bytes": found}
 
 
@@ -264,8 +266,13 @@ def main() -> None:
     parser = measure.arguments(__doc__, layers=4, reps=3)
     parser.add_argument("--full", action="store_true", help="prompts of 50 to 1500 tokens by K of 2 to 16 (hours)")
     parser.add_argument("--cells", type=cell, nargs="+", metavar="PROMPTxK", help="these cells instead, as in 200x7")
+    parser.add_argument(
+        "--kept", action="store_true", help="keep freed memory on all sides, as kwise's command line does"
+    )
     given = parser.parse_args()
     measure.quiet(given.threads)
+    if given.kept:
+        measure.keep_memory()
     found: dict[str, Any] = {"header": measure.header(given), "cells": [], "memory": []}
     measure.print_header(found["header"])
 
@@ -278,7 +285,7 @@ def main() -> None:
 
     def peak_rows() -> Iterator[list[object]]:
         for prompt, k in given.cells or MEMORY:
-            found["memory"].append(peaks(given.layers, given.threads, prompt, k))
+            found["memory"].append(peaks(given.layers, given.threads, given.kept, prompt, k))
             measure.write_json(given.json, found)
             yield peak_row(found["memory"][-1])
 

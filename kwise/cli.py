@@ -1,7 +1,10 @@
 """The command line. With ``demo``, the only module that knows all others."""
 
 import contextlib
+import ctypes
 import json
+import os
+import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -67,6 +70,21 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
+def keep_memory() -> None:
+    """Let glibc keep what torch frees, for the next operation, in place of handing it back to the system, which must clear
+    every page of it anew. The process holds on to the most that it ever needed (up to 2 GiB more than it uses).
+
+    Where the user has set one of the two thresholds himself, both stay as they are.
+    """
+    own = os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    if platform.libc_ver()[0] != "glibc" or own:
+        return
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_threshold, 2**30)
+
+
 def load_model(folder: str, dtype: str) -> "RewardModel":
     """A ``RewardModel`` from ``folder``."""
     import torch
@@ -94,6 +112,7 @@ def main(
     ] = False,
 ) -> None:
     """Rankings into reward models, reward models into answers."""
+    keep_memory()
 
 
 @app.command()

@@ -1,6 +1,10 @@
 import gzip
 import json
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -368,10 +372,10 @@ def base(tokenizer, tmp_path):
 def test_fit_then_best_with_a_lower_bound_as_a_user_would(base, tmp_path):
     train = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
     held = write(tmp_path / "held.jsonl", [nectar_row(i + 50, 3) for i in range(4)])
-    options = ("--eval", held, "--layer", 1, "--layer", 2, "--covariate", "length", "--max-length", 128)
+    options = ("--eval", held, "--layer", 1, "--layer", 2, "--covariate", "first=answer 0", "--max-length", 128)
     code, text = run("fit", base, train, "-o", tmp_path / "out", *options)
     assert code == 0, text
-    assert "covariate length:" in text
+    assert "covariate first:" in text
     assert f"model saved in {tmp_path / 'out' / 'model'}" in text
     choices = write(tmp_path / "n.jsonl", [{"prompt": "q", "responses": ["answer 1", "answer 2", "answer 3"]}] * 3)
     code, text = run(
@@ -459,3 +463,38 @@ def test_import_answers_mistakes_in_one_line(options, problem, model, tmp_path):
     code, text = run("import", model, "--base", model, "-o", tmp_path / "out", *options)
     assert code == 1 and "error:" in text and problem in text
     assert not (tmp_path / "out").exists()
+
+
+COMMAND = (
+    "from typer.testing import CliRunner; from kwise.cli import app; CliRunner().invoke(app, ['data', 'check', ''])"
+)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+@pytest.mark.parametrize(
+    ("before", "environment", "kept"),
+    [
+        ("", {}, False),
+        (COMMAND, {}, True),
+        (COMMAND, {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+    ],
+)
+def test_the_command_line_lets_glibc_keep_freed_memory_unless_the_user_set_that_himself(before, environment, kept):
+    """By the kernel's count of the process's resident pages, after 200 MiB were written to and freed."""
+    script = f"""
+import ctypes, os
+{before}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+start, block = resident(), libc.malloc(200 << 20)
+libc.memset(block, 1, 200 << 20)
+libc.free(block)
+print(resident() - start)
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    out = subprocess.run(
+        [sys.executable, "-c", script], env=clean | environment, capture_output=True, text=True, check=True
+    )
+    assert (int(out.stdout) > 150 << 20) == kept

@@ -35,7 +35,7 @@ from kwise.train.run_folder import RunFolder
 from kwise.train.trainer import KwiseTrainer
 
 PARTS = (0.05, 0.25, 0.5, 0.75)  # of the longest row: what is measured; the first warms up and makes optimiser state
-ROUNDS = 2  # of the measurement; the fastest counts, since other work on the machine only adds
+ROUNDS = 3  # of the measurement: memory is watched in the first; of all the fastest counts, since other work only adds
 ENOUGH = 1000  # rankings to look through for one that fits
 FAR = 16  # times the longest row: further than that no line is drawn
 BACKWARD = 2  # a backward pass takes about twice a forward pass
@@ -80,7 +80,7 @@ def _duration(seconds: float) -> str:
 
 
 def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
-    """Measure a few rows of ``recipe`` and say what the whole takes. It takes about as long as four of its longest rows.
+    """Measure a few rows of ``recipe`` and say what the whole takes. It takes about as long as five of its longest rows.
 
     Raises ``ValueError`` and ``DataError`` as ``run.train`` does, and ``ValueError`` under torchrun: it speaks of one process.
     ``torch.OutOfMemoryError`` of a CUDA device that cannot even hold the short rows passes through.
@@ -113,11 +113,12 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
 class Meter:
     """Peak memory and wall time of a block: ``with meter: ...`` sets ``seconds`` and ``peak`` (bytes).
 
-    On CUDA the allocator's own count; on a CPU the resident set of the process, looked at every two milliseconds.
+    On CUDA the allocator's own count; on a CPU the resident set of the process at the ends of the block, and, while ``watched``,
+    every two milliseconds. Watching takes a sixth of a core: what is timed should not be watched.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.cuda, self.watched = device.type == "cuda", True
         self.process = psutil.Process()
         self.seconds, self.peak = 0.0, 0
 
@@ -128,7 +129,8 @@ class Meter:
         else:
             self.peak, self.over = self.process.memory_info().rss, threading.Event()
             self.watch = threading.Thread(target=self._watch, daemon=True)
-            self.watch.start()
+            if self.watched:
+                self.watch.start()
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +139,8 @@ class Meter:
             self.peak = torch.cuda.max_memory_allocated()
         self.seconds = time.perf_counter() - self.start
         if not self.cuda:
+            self.peak = max(self.peak, self.process.memory_info().rss)
+        if not self.cuda and self.watched:
             self.over.set()
             self.watch.join()
 
@@ -172,6 +176,7 @@ class Rehearsal(KwiseTrainer):
     ) -> torch.Tensor:
         """As it is, with a meter around it."""
         meter = Meter(self.args.device)
+        meter.watched = len(self.measured) < len(PARTS)
         if self.measured:
             self.between.append(time.perf_counter() - self.ended)
         with meter:
@@ -205,6 +210,7 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
     pairs = found.longest_row * found.run if dense else found.seen
     epoch = per_token * (found.run + again * found.again) + per_pair * pairs + found.waited * per_token
     meter = Meter(args.device)
+    meter.watched = False
     with torch.no_grad(), meter:
         list(map_rows(trainer.decoder, rows[-1], hidden_states))
     forward = meter.seconds / sum(items[i].num_tokens for i in trainer.steps[-1])
@@ -226,11 +232,12 @@ def _of_head(
     """Features of the frozen backbone; the fit on them is not measured: it takes seconds to minutes."""
     found = tally(pool, ([[i]] for i in range(len(pool))), TOKENS_PER_ROW)
     largest = max(pool, key=lambda item: item.num_tokens)
-    taken = []
+    taken: list[tuple[int, float, int]] = []
     meter = Meter(model.model.device)
     bf16 = bool(recipe.trainer.get("bf16"))
     for part in PARTS * ROUNDS:
         own = _fill([largest], part * found.longest_row)
+        meter.watched = len(taken) < len(PARTS)
         with torch.autocast(model.model.device.type, torch.bfloat16, enabled=bf16), meter:
             list(map_rows(model.model, own, hidden_states))
         taken.append((sum(item.num_tokens for item in own), meter.seconds, meter.peak))
