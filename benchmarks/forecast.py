@@ -34,6 +34,8 @@ CASES = {
 }
 FORECAST = """
 import sys
+from kwise.cli import keep_memory
+keep_memory()  # as the command line does before it trains
 from kwise.train.forecast import forecast
 from kwise.train.recipe import load_recipe
 found = forecast(load_recipe(sys.argv[1], sys.argv[2:]))

@@ -117,8 +117,9 @@ class Meter:
     every two milliseconds. Watching takes a sixth of a core: what is timed should not be watched.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda, self.watched = device.type == "cuda", True
+    def __init__(self, device: torch.device, watched: bool = True) -> None:
+        self.cuda = device.type == "cuda"
+        self.watched = watched and not self.cuda
         self.process = psutil.Process()
         self.seconds, self.peak = 0.0, 0
 
@@ -127,10 +128,11 @@ class Meter:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         else:
-            self.peak, self.over = self.process.memory_info().rss, threading.Event()
+            self.peak = self.process.memory_info().rss
+        if self.watched:
+            self.over = threading.Event()
             self.watch = threading.Thread(target=self._watch, daemon=True)
-            if self.watched:
-                self.watch.start()
+            self.watch.start()
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +142,7 @@ class Meter:
         self.seconds = time.perf_counter() - self.start
         if not self.cuda:
             self.peak = max(self.peak, self.process.memory_info().rss)
-        if not self.cuda and self.watched:
+        if self.watched:
             self.over.set()
             self.watch.join()
 
@@ -175,8 +177,7 @@ class Rehearsal(KwiseTrainer):
         self, model: torch.nn.Module, inputs: list[EncodedRanking], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """As it is, with a meter around it."""
-        meter = Meter(self.args.device)
-        meter.watched = len(self.measured) < len(PARTS)
+        meter = Meter(self.args.device, watched=len(self.measured) < len(PARTS))
         if self.measured:
             self.between.append(time.perf_counter() - self.ended)
         with meter:
@@ -209,8 +210,7 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
     again = 1 / (1 + BACKWARD)  # of a whole pass: one more forward
     pairs = found.longest_row * found.run if dense else found.seen
     epoch = per_token * (found.run + again * found.again) + per_pair * pairs + found.waited * per_token
-    meter = Meter(args.device)
-    meter.watched = False
+    meter = Meter(args.device, watched=False)
     with torch.no_grad(), meter:
         list(map_rows(trainer.decoder, rows[-1], hidden_states))
     forward = meter.seconds / sum(items[i].num_tokens for i in trainer.steps[-1])
@@ -233,11 +233,10 @@ def _of_head(
     found = tally(pool, ([[i]] for i in range(len(pool))), TOKENS_PER_ROW)
     largest = max(pool, key=lambda item: item.num_tokens)
     taken: list[tuple[int, float, int]] = []
-    meter = Meter(model.model.device)
     bf16 = bool(recipe.trainer.get("bf16"))
     for part in PARTS * ROUNDS:
         own = _fill([largest], part * found.longest_row)
-        meter.watched = len(taken) < len(PARTS)
+        meter = Meter(model.model.device, watched=len(taken) < len(PARTS))
         with torch.autocast(model.model.device.type, torch.bfloat16, enabled=bf16), meter:
             list(map_rows(model.model, own, hidden_states))
         taken.append((sum(item.num_tokens for item in own), meter.seconds, meter.peak))

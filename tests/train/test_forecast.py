@@ -1,4 +1,5 @@
 import mmap
+import threading
 import time
 
 import numpy as np
@@ -23,6 +24,13 @@ def test_a_meter_sees_memory_that_is_gone_when_it_ends():
         time.sleep(0.05)
     assert meter.peak - before > 0.9 * 2**27
     assert meter.seconds >= 0.05
+
+
+def test_what_is_only_timed_has_no_thread_beside_it_that_takes_time():
+    for watched in (True, False):
+        with Meter(torch.device("cpu"), watched):
+            names = [thread.name for thread in threading.enumerate()]
+        assert any("_watch" in name for name in names) == watched
 
 
 def test_the_memory_line_goes_through_points_of_a_line_and_of_a_parabola():
