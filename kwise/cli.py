@@ -5,7 +5,7 @@ import ctypes
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import kwise
-from kwise.use.tables import cell, metrics_table
+from kwise.use.tables import metrics_table
 
 if TYPE_CHECKING:
-    from kwise.data.check import Report
     from kwise.model.reward_model import RewardModel
     from kwise.train.recipe import Recipe
-    from kwise.use.calibrate import Calibrated
     from kwise.use.evaluation import Data, Scored, Splits
 
 app = typer.Typer(
@@ -311,8 +309,7 @@ def evaluate(
         for model, place, scored in runs:
             found.setdefault(names.get(model, model), {})[place.name] = measure(place, scored)
             if sum(place.name in splits for splits in found.values()) == columns:
-                for part in evaluation_tables(place, {name: splits[place.name] for name, splits in found.items()}):
-                    console.print(part, highlight=False)
+                show(evaluation_tables(place, {name: splits[place.name] for name, splits in found.items()}))
             if json_out is not None:
                 json_out.write_text(json.dumps(evaluation_json(found), indent=2) + "\n", encoding="utf-8")
         for name, own in found.items():
@@ -362,6 +359,7 @@ def calibrate(
         from kwise.train.run_folder import progress_bar
         from kwise.use.calibrate import calibrate as fit
         from kwise.use.calibrate import to_json
+        from kwise.use.tables import calibration_tables
 
         if not Path(model).is_dir():
             raise ValueError(f"{model} is no local folder: what is found is written into it, so save the model first")
@@ -371,7 +369,7 @@ def calibrate(
         with progress_bar(errors) as bar:
             task = bar.add_task("scoring", total=None)
             result = fit(reward_model, files, length, source, partial(show_progress, bar, task))
-        print_calibration(result, length)
+        show(calibration_tables(result, length))
         report_shortened(result.shortened, reward_model)
         if json_out is not None:
             json_out.write_text(json.dumps(to_json(result), indent=2) + "\n", encoding="utf-8")
@@ -497,6 +495,7 @@ def data_check(
     with user_errors():
         from kwise.data.check import check
         from kwise.data.check import fix as clean
+        from kwise.use.tables import report_tables
 
         if fix is not None and fix.exists():
             raise ValueError(f"{fix} exists; choose another name")
@@ -507,7 +506,7 @@ def data_check(
             quiet_libraries()
             loaded = load_tokenizer(resolve(tokenizer))
         report = check(file, source, loaded, max_length)
-        print_report(report)
+        show(report_tables(report))
         if fix is not None:
             for what, rows in clean(file, str(fix), source).items():
                 console.print(f"{what}: {rows}", highlight=False)
@@ -536,69 +535,10 @@ def bar_of(bar: Progress, task: TaskID, what: str, done: int, total: int) -> Non
     bar.update(task, description=what, completed=done, total=total)
 
 
-def print_calibration(result: "Calibrated", length: bool) -> None:
-    """What ``kwise calibrate`` found: the fit, what it changes, and the reliability curve of pairs."""
-    found = result.calibration
-    console.print(f"{found.rankings} rankings, {found.pairs} pairs", highlight=False)
-    console.print(
-        f"temperature {found.temperature:.4g} (standard error {found.temperature_error:.2g})", highlight=False
-    )
-    console.print(f"centre {found.centre:.4g}", highlight=False)
-    if length:
-        slope = f"{found.length_slope:.4g} (standard error {found.length_slope_error:.2g})"
-        console.print(f"length slope {slope} a unit of log(1 + characters)", highlight=False)
-    table = Table("95 % interval", title="held-out rankings, after: other prompts' fit", title_justify="left")
-    names = list(result.figures["before"]) if length else ["pair_nll", "ece", "top1_ece"]
-    for stage in result.figures:
-        table.add_column(stage, justify="right", no_wrap=True)
-    for name in names:
-        table.add_row(name, *(cell(name, metrics.get(name)) for metrics in result.figures.values()))
-    console.print(table)
-    table = Table("sure by, %", title="reliability of pairs: mean confidence and share right", title_justify="left")
-    for stage in result.curves:
-        for title in ("pairs", "says, %", "is right, %"):
-            table.add_column(f"{title}\n{stage}", justify="right", no_wrap=True)
-    for bins in zip(*(kinds["pairs"] for kinds in result.curves.values()), strict=True):
-        cells = [
-            cell
-            for each in bins
-            for cell in (
-                str(each.n),
-                *("-" if share is None else f"{100 * share:.1f}" for share in (each.confidence, each.right)),
-            )
-        ]
-        table.add_row(f"{100 * bins[0].low:.0f} to {100 * bins[0].high:.0f}", *cells)
-    console.print(table)
-
-
-def print_report(report: "Report") -> None:
-    """The report of ``kwise data check`` as tables."""
-    facts = Table(title=escape(report.file), title_justify="left", show_header=False)
-    shares = {
-        "longer_wins": "pairs in which the longer answer is better",
-        "better_model_wins": "pairs in which the on-average-better model is better",
-    }
-    facts.add_row("rows", str(report.rows))
-    facts.add_row("readable rankings", str(report.rankings))
-    for name, value in report.facts.items():
-        if name in shares:
-            facts.add_row(shares[name], "-" if value is None else f"{100 * value:.1f} %")
+def show(parts: "Iterable[Table | str]") -> None:
+    """Print tables and lines; a user's text is never taken for markup."""
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, highlight=False, soft_wrap=True, markup=False)
         else:
-            text = (
-                ", ".join(f"{key}: {count}" for key, count in value.items()) if isinstance(value, dict) else str(value)
-            )
-            facts.add_row(name.replace("_", " "), text)
-    for name, (_, median, p90, p99, longest) in report.lengths.items():
-        facts.add_row(f"tokens, {name}", f"median {median}, 90 % {p90}, 99 % {p99}, longest {longest}")
-    console.print(facts)
-    for title, defects in (("errors", report.errors), ("warnings", report.warnings)):
-        if defects:
-            table = Table("what", "rows", "lines", title=title, title_justify="left")
-            for name, lines in defects.items():
-                more = f" ... {len(lines) - 10} more" if len(lines) > 10 else ""
-                table.add_row(name, str(len(lines)), ", ".join(map(str, lines[:10])) + more)
-            console.print(table)
-    for message in report.messages[:10]:
-        console.print(message, highlight=False, soft_wrap=True, markup=False)
-    if len(report.messages) > 10:
-        console.print(f"... and {len(report.messages) - 10} more")
+            console.print(part, highlight=False)

@@ -108,3 +108,28 @@ def ranking() -> Callable[..., Ranking]:
         return Ranking(messages, list(responses), given, models or [None] * count, file, line, columns)
 
     return build
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer):
+    """The folder of a tiny chat model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)  # so that responses differ clearly, as in a trained model
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from typer.testing import CliRunner
 
 from kwise import RewardModel
@@ -350,23 +350,6 @@ def test_calibrated_scores_of_a_model_without_calibration_are_an_error(model, tm
     file = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": "r"}])
     code, text = run("score", model, file, "-o", tmp_path / "out.jsonl", "--calibrated")
     assert code == 1 and "not been calibrated" in text and not (tmp_path / "out.jsonl").exists()
-
-
-@pytest.fixture
-def base(tokenizer, tmp_path):
-    """A tiny chat model."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
 
 
 def test_fit_then_best_with_a_lower_bound_as_a_user_would(base, tmp_path):

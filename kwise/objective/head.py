@@ -140,7 +140,7 @@ def mean_loss(data: Standardised, objective: Objective, w: torch.Tensor) -> floa
 def sweep(data: Standardised, objective: Objective, w: torch.Tensor, stride: int | None = None) -> Sweep:
     """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w.
 
-    The Hessian, all but nothing of the cost being its, is of every ``stride``-th chunk: by default of as many as hold
+    The Hessian, which is nearly all of the cost, is of every ``stride``-th chunk: by default of as many as hold
     ``HESSIAN_RESPONSES``. A Newton step needs no more, and where it leads is the gradient's business.
     """
     stride = stride or max(1, data.num_responses // HESSIAN_RESPONSES)

@@ -1,4 +1,4 @@
-"""What ``kwise eval`` found, as tables for a terminal."""
+"""What the commands found, as tables and lines for a terminal."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -7,7 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # the command line imports this module before it knows whether anything heavy is needed
+    from kwise.data.check import Report
     from kwise.objective.metrics import Difference, Draws, Metric
+    from kwise.use.calibrate import Calibrated
     from kwise.use.evaluation import Data, Splits
 
 COLUMNS = 2  # what a terminal of 80 columns shows whole
@@ -119,3 +121,68 @@ def _unit(name: str) -> tuple[int, int]:
     """Shares in per cent with one digit, all others as they are with three."""
     plain = name.endswith("nll") or name.startswith("kendall_tau") or name == "length_correlation"
     return (1, 3) if plain else (100, 1)
+
+
+def calibration_tables(result: "Calibrated", length: bool) -> "Iterator[Table | str]":
+    """What ``kwise calibrate`` found: the fit, what it changes, and the reliability curve of pairs."""
+    found = result.calibration
+    yield f"{found.rankings} rankings, {found.pairs} pairs"
+    yield f"temperature {found.temperature:.4g} (standard error {found.temperature_error:.2g})"
+    yield f"centre {found.centre:.4g}"
+    if length:
+        slope = f"{found.length_slope:.4g} (standard error {found.length_slope_error:.2g})"
+        yield f"length slope {slope} a unit of log(1 + characters)"
+    table = Table("95 % interval", title="held-out rankings, after: other prompts' fit", title_justify="left")
+    names = list(result.figures["before"]) if length else ["pair_nll", "ece", "top1_ece"]
+    for stage in result.figures:
+        table.add_column(stage, justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *(cell(name, metrics.get(name)) for metrics in result.figures.values()))
+    yield table
+    table = Table("sure by, %", title="reliability of pairs: mean confidence and share right", title_justify="left")
+    for stage in result.curves:
+        for title in ("pairs", "says, %", "is right, %"):
+            table.add_column(f"{title}\n{stage}", justify="right", no_wrap=True)
+    for bins in zip(*(kinds["pairs"] for kinds in result.curves.values()), strict=True):
+        cells = [
+            cell
+            for each in bins
+            for cell in (
+                str(each.n),
+                *("-" if share is None else f"{100 * share:.1f}" for share in (each.confidence, each.right)),
+            )
+        ]
+        table.add_row(f"{100 * bins[0].low:.0f} to {100 * bins[0].high:.0f}", *cells)
+    yield table
+
+
+def report_tables(report: "Report") -> "Iterator[Table | str]":
+    """The report of ``kwise data check``."""
+    facts = Table(title=escape(report.file), title_justify="left", show_header=False)
+    shares = {
+        "longer_wins": "pairs in which the longer answer is better",
+        "better_model_wins": "pairs in which the on-average-better model is better",
+    }
+    facts.add_row("rows", str(report.rows))
+    facts.add_row("readable rankings", str(report.rankings))
+    for name, value in report.facts.items():
+        if name in shares:
+            facts.add_row(shares[name], "-" if value is None else f"{100 * value:.1f} %")
+        else:
+            text = (
+                ", ".join(f"{key}: {count}" for key, count in value.items()) if isinstance(value, dict) else str(value)
+            )
+            facts.add_row(name.replace("_", " "), text)
+    for name, (_, median, p90, p99, longest) in report.lengths.items():
+        facts.add_row(f"tokens, {name}", f"median {median}, 90 % {p90}, 99 % {p99}, longest {longest}")
+    yield facts
+    for title, defects in (("errors", report.errors), ("warnings", report.warnings)):
+        if defects:
+            table = Table("what", "rows", "lines", title=title, title_justify="left")
+            for name, lines in defects.items():
+                more = f" ... {len(lines) - 10} more" if len(lines) > 10 else ""
+                table.add_row(name, str(len(lines)), ", ".join(map(str, lines[:10])) + more)
+            yield table
+    yield from report.messages[:10]
+    if len(report.messages) > 10:
+        yield f"... and {len(report.messages) - 10} more"
