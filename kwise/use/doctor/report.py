@@ -1,4 +1,4 @@
-"""A diagnosis as tables of at most 100 columns, and as JSON."""
+"""A diagnosis as tables, and as JSON."""
 
 from typing import Any
 
@@ -8,8 +8,6 @@ from rich.table import Table
 from kwise.use.doctor import Diagnosis
 from kwise.use.doctor.readers import READERS, Reading, activation
 
-WIDTH = 100
-
 
 def tables(diagnosis: Diagnosis) -> list[Table]:
     """What every reader reads, then errors, then warnings."""
@@ -17,7 +15,7 @@ def tables(diagnosis: Diagnosis) -> list[Table]:
     for level in ("error", "warning"):
         rows = [finding for finding in diagnosis.findings if finding.level == level]
         if rows:
-            table = Table(title=f"{level}s", title_justify="left", width=WIDTH, show_lines=True)
+            table = Table(title=f"{level}s", title_justify="left", show_lines=True)
             table.add_column("id", no_wrap=True)
             table.add_column("what is wrong", ratio=3)
             table.add_column("mend", ratio=2)
@@ -28,13 +26,13 @@ def tables(diagnosis: Diagnosis) -> list[Table]:
 
 
 def _readings(diagnosis: Diagnosis) -> Table:
-    table = Table(title="what is read, and the largest difference from kwise", title_justify="left", width=WIDTH)
-    table.add_column("reader", no_wrap=True)
-    table.add_column("token read", ratio=3)
+    table = Table(title="what is read, and the largest difference from kwise", title_justify="left")
+    table.add_column("reader", min_width=17)
+    table.add_column("token read", ratio=2)
     table.add_column("activation", no_wrap=True)
     table.add_column("BOS", no_wrap=True)
     table.add_column("long input", ratio=2)
-    table.add_column("difference", ratio=2)
+    table.add_column("difference", min_width=10)
     own = diagnosis.kwise
     if isinstance(own, str):
         table.add_row("kwise score", "-", "-", "-", "-", "cannot score")
