@@ -118,8 +118,8 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="TOML recipe, see recipes/")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example data.max_length=512")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the unfinished run in the output folder")
-    ] = False,
+        bool, typer.Option("--resume/--start-over", help="what to do with an unfinished run in the output folder")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what it will take (tokens, rows, memory, time) and stop")
     ] = False,
@@ -151,7 +151,9 @@ def fit(
     ] = None,
     objective: Annotated[str, typer.Option(help="a name of kwise.losses")] = "plackett_luce",
     max_length: Annotated[int, typer.Option(help="longest sequence, in tokens")] = 2048,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with half-written features")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--start-over", help="what to do with an unfinished run in the output folder")
+    ] = True,
 ) -> None:
     """Fit a linear head to rankings on a frozen chat model: a reward model in minutes. Short for a recipe of method head."""
     with user_errors():
@@ -173,7 +175,7 @@ def run(recipe: "Recipe", resume: bool) -> None:
     from kwise.train.run import train as run_recipe
 
     quiet_libraries()
-    result = run_recipe(recipe, resume, errors)
+    result = run_recipe(recipe, not resume, errors)
     if result.before and result.after:
         console.print(metrics_table("held-out rankings", {"before": result.before, "after": result.after}))
     console.print(f"model saved in {result.model}", highlight=False)

@@ -173,13 +173,18 @@ def _check(table: dict[str, Any]) -> list[str]:
         "seed": "seed",
         "attention": "model.attention",
         "output_dir": "output",
-        "resume_from_checkpoint": "--resume",
     }
     hints = get_type_hints(KwiseConfig)
-    known = [each.name for each in dataclasses.fields(KwiseConfig) if each.init and each.name not in elsewhere]
+    known = [
+        each.name
+        for each in dataclasses.fields(KwiseConfig)
+        if each.init and each.name not in {*elsewhere, "resume_from_checkpoint"}
+    ]
     trainer = table.get("trainer")
     for key, value in trainer.items() if isinstance(trainer, dict) else ():
-        if key in elsewhere:
+        if key == "resume_from_checkpoint":
+            mistakes.append(f"trainer.{key}: leave it out; a run goes on from its newest checkpoint by itself")
+        elif key in elsewhere:
             mistakes.append(f"trainer.{key}: set '{elsewhere[key]}' instead")
         elif key not in known:
             mistakes.append(_unknown(f"trainer.{key}", key, known, "trainer."))

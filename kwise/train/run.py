@@ -12,7 +12,6 @@ from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from kwise.data.covariates import covariates, label
 from kwise.data.sources import read_rankings
@@ -44,8 +43,9 @@ class Result:
     after: dict[str, Metric] | None
 
 
-def train(recipe: Recipe, resume: bool = False, console: Console | None = None) -> Result:
-    """Run ``recipe``. ``resume`` goes on from the newest checkpoint (or half-written feature cache) in its output folder.
+def train(recipe: Recipe, start_over: bool = False, console: Console | None = None) -> Result:
+    """Run ``recipe``, or go on with the unfinished run in its output folder: from the newest whole checkpoint, or from the
+    features cached so far. ``start_over`` removes that run's checkpoints instead.
 
     Under ``torchrun`` all processes train and the first one writes. Raises ``ValueError`` if the output folder holds a finished
     model, ``DataError`` for bad data; nothing is trained then.
@@ -58,7 +58,8 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         None if recipe.method == "head" else trainer_config(recipe)
     )  # its mistakes come out before any work is done
     folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
-    folder.assert_free(recipe, resume)
+    folder.clear(recipe, start_over)
+    checkpoint = folder.newest_checkpoint()
     rankings, held_out = read_data(recipe)
     folder.open(recipe, rankings, held_out)
     for key in recipe.trainer if config is None else ():
@@ -80,7 +81,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         facts |= _fit_head(model, rankings, recipe, folder)
     if config is not None:
         coefficients = [found["coefficient"] for found in facts.get("covariates", {}).values()]
-        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, resume, coefficients)
+        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, checkpoint, coefficients)
     after = None
     if folder.main:
         folder.save_unfinished(model)
@@ -271,19 +272,13 @@ def _train_backbone(
     recipe: Recipe,
     config: KwiseConfig,
     folder: RunFolder,
-    resume: bool,
+    checkpoint: Path | None,
     coefficients: Sequence[float],
 ) -> PreTrainedModel:
     """Adapters are merged into plain weights at the end."""
     trainer = build_trainer(model, rankings, held_out, recipe, config, folder, coefficients=coefficients)
     folder.say(f"an epoch is {trainer.tally()}")
-    checkpoints = Path(config.output_dir)
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.exists() else None
-    if resume:
-        folder.say(
-            f"going on from {last}" if last else "there is no checkpoint yet: training starts from its first step"
-        )
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
 

@@ -9,7 +9,10 @@
 """
 
 import json
+import os
 import platform
+import re
+import shutil
 import sys
 from dataclasses import fields
 from importlib.metadata import version
@@ -17,15 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from kwise.data.check import check
 from kwise.model.reward_model import RewardModel
 from kwise.records import Ranking
+from kwise.train.checkpoints import newest, write_whole
 from kwise.train.recipe import Recipe, load_recipe
 
+# of [trainer]: how a run is done, and how long; the rest decides what is trained, and the optimiser's state is made for it
+FREE = re.compile(
+    "tokens_per_row|num_train_epochs|max_steps|(logging|save|eval|metric|load_best|greater|hub|push|report|run_name|disable_tqdm|log_|"
+    "dataloader|gradient_checkpointing|activation_checkpointing|fsdp|deepspeed|ddp|torch_compile|accelerator|project|trackio).*"
+)
 PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "scipy")
 
 
@@ -34,28 +45,53 @@ class RunFolder:
 
     def __init__(self, path: Path, console: Console, main: bool) -> None:
         self.path, self.console, self.main = path, console, main
+        self.again = (
+            False  # until training begins, a run that is gone on with does again what metrics.jsonl has already
+        )
 
-    def assert_free(self, recipe: Recipe, resume: bool) -> None:
-        """Raise ``ValueError`` rather than write over a model or mix two runs.
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer keeps its checkpoints."""
+        return self.path / "checkpoints"
 
-        What only says how training runs (``[trainer]``, say fewer ``tokens_per_row``) may differ from the run gone on with;
-        what decides what is trained may not once there is a checkpoint.
+    def clear(self, recipe: Recipe, start_over: bool) -> None:
+        """Raise ``ValueError`` rather than write over a model or mix two runs. With ``start_over`` an unfinished run is removed,
+        but for the features it cached.
+
+        Of the run gone on with, what only says how it is done (``FREE``, say fewer ``tokens_per_row``) may differ; what decides
+        what is trained may not once there is a checkpoint.
         """
-        if self.main and (self.path / "model").exists():
+        if not self.main:
+            return
+        if (self.path / "model").exists():
             raise ValueError(f"{self.path / 'model'} exists: choose another output (output=...), or remove it")
-        if self.main and (self.path / "recipe.toml").exists() and not resume:
-            raise ValueError(
-                f"{self.path} holds an unfinished run: go on with --resume, or choose another output (output=...)"
-            )
-
-        if self.main and any(self.path.glob("checkpoints/checkpoint-*")):
+        if start_over:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        elif any(self.checkpoints.glob("checkpoint-*")):
             before = load_recipe(self.path / "recipe.toml")
             keys = [each.name for each in fields(Recipe) if each.name not in ("output", "trainer")]
-            if changed := [key for key in keys if getattr(before, key) != getattr(recipe, key)]:
+            changed = [key for key in keys if getattr(before, key) != getattr(recipe, key)]
+            settings = sorted({*before.trainer, *recipe.trainer})
+            changed += [
+                f"trainer.{key}"
+                for key in settings
+                if not FREE.fullmatch(key) and before.trainer.get(key) != recipe.trainer.get(key)
+            ]
+            if changed:
                 raise ValueError(
                     f"{self.path} holds checkpoints of a run with another {', '.join(changed)} (see its recipe.toml): go on "
-                    "with that recipe, or choose another output (output=...)"
+                    "with that recipe, start over (--start-over), or choose another output (output=...)"
                 )
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, the same for every process; said, and newer ones that are not whole removed."""
+        found: list[Path | None] = [newest(self.checkpoints, self.say) if self.main else None]
+        broadcast_object_list(found)
+        if found[0] is not None:
+            self.again = True
+            self.say(f"going on from {found[0]}")
+        return found[0]
 
     def open(self, recipe: Recipe, rankings: list[Ranking], held_out: list[Ranking]) -> None:
         """Write recipe, versions and data checks; report held-out prompts that are also trained on."""
@@ -69,7 +105,9 @@ class RunFolder:
                 f"metrics are not held-out. The first: {leaked[0].file}, line {leaked[0].line}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        if not self.again:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)  # what a run without a checkpoint logged comes again
+        write_whole(self.path / "recipe.toml", recipe.to_toml())
         versions = {name: version(name) for name in PACKAGES} | {
             "python": platform.python_version(),
             "machine": platform.platform(),
@@ -89,7 +127,7 @@ class RunFolder:
 
     def log(self, entry: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
-        if self.main:
+        if self.main and not self.again:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
@@ -104,14 +142,30 @@ class RunFolder:
         unfinished.rename(self.path / "model")
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
-class MetricsFile(TrainerCallback):
-    """Appends everything the Trainer logs to ``metrics.jsonl``."""
+class MetricsFile(TrainerCallback, ExportableState):
+    """Appends everything the Trainer logs to ``metrics.jsonl``.
+
+    A checkpoint holds how long the file was; the run that goes on from it cuts off what was logged later, since it comes again.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+
+    def state(self) -> dict[str, Any]:
+        """What transformers keeps of this in ``trainer_state.json``."""
+        path = self.folder.path / "metrics.jsonl"
+        return {"args": {}, "attributes": {"bytes": path.stat().st_size if path.exists() else 0}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Cut off what will come again."""
+        if self.folder.main and self.folder.again:
+            os.truncate(
+                self.folder.path / "metrics.jsonl", state.stateful_callbacks["MetricsFile"]["attributes"]["bytes"]
+            )
+        self.folder.again = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """One line per log."""

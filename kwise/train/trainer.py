@@ -3,17 +3,21 @@
 import contextlib
 import logging
 import math
+import shutil
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
 from kwise.data.packing import deal, pack, split
@@ -26,6 +30,7 @@ from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.objective.plackett_luce import plackett_luce_nll
 from kwise.records import EncodedRanking, Ranking, Row
+from kwise.train.checkpoints import fault, newest, read_seal, seal
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +139,8 @@ class KwiseTrainer(Trainer):
             data_collator=lambda items: items,
             **options,
         )
+        self.resumed_from: Path | None = None
+        self.add_callback(AtTrainBegin(self._restore_sums))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this process's share of the step's rankings."""
@@ -152,13 +159,98 @@ class KwiseTrainer(Trainer):
         """Rows and tokens of the first epoch, over all processes."""
         return tally(self.train_dataset, self._sampler().steps(), self.args.tokens_per_row)
 
-    def train(self, *inputs: Any, **named: Any) -> Any:
-        """As ``transformers.Trainer.train``."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **named: Any) -> Any:
+        """As ``transformers.Trainer.train``, from the newest whole checkpoint of ``output_dir`` for ``True``.
+
+        What follows is what would have followed without the interruption, bit for bit where the machine's arithmetic is
+        (docs/4-train.md). Raises ``ValueError`` for a checkpoint that is not whole, and for ``True`` if there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(newest(Path(self.args.output_dir), logger.warning) or "")
+            if not resume_from_checkpoint:
+                raise ValueError(f"there is no whole checkpoint in {self.args.output_dir}")
+        elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
+            raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
+        self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
-        return super().train(*inputs, **named)
+        self.epoch_ended_at = 0
+        return super().train(resume_from_checkpoint or None, **named)
+
+    def _restore_sums(self) -> None:
+        """Go on with the sums that a log is made of, where the checkpoint's run left them between two logs."""
+        if self.resumed_from is None:
+            return
+        count = read_seal(self.resumed_from)["processes"]
+        alike = count == self.accelerator.num_processes  # else each process takes the mean of all
+        numbers = [self.accelerator.process_index] if alike else range(count)
+        found = [torch.load(self.resumed_from / f"sums_{n}.pt", weights_only=True) for n in numbers]
+        self._tr_loss += sum(each["loss"] for each in found).to(self._tr_loss.device) / len(found)
+        self.nll = sum(each["nll"] for each in found).to(self.args.device) / len(found)
+        self.nll_steps, self._total_loss_scalar = found[0]["nll_steps"], found[0]["total_loss"]
+        self._globalstep_last_logged = found[0]["last_logged"]
+        self._initial_global_step = 0  # so that train_loss is that of the whole run
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        sums = {
+            "loss": self._tr_loss,
+            "nll": torch.as_tensor(self.nll),
+            "nll_steps": self.nll_steps,
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+        }
+        torch.save(sums, Path(output_dir, f"sums_{self.accelerator.process_index}.pt"))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As transformers', and whole or not at all: sealed when it is complete, and only then are older ones removed."""
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(folder, {"step": self.state.global_step, "processes": self.accelerator.num_processes})
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own for a full disk is a RuntimeError
+            free = shutil.disk_usage(self.args.output_dir).free
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"{folder.name} could not be written, and was removed ({error}); {free / 2**20:.0f} MiB were free in "
+                f"{folder.parent}. Training stops; earlier checkpoints are whole: make room and start it again"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def _maybe_log_save_evaluate(self, *inputs: Any, **named: Any) -> None:
+        """As transformers', but after an epoch's last step only the loss is logged: the call at the epoch's end, which follows at
+        once, evaluates and saves, so that a checkpoint never lies between a step and what belongs to its epoch's end."""
+        step, control = self.state.global_step, self.control
+        per_epoch = math.ceil(len(self.train_dataset) / self.args.rankings_per_step)
+        ends = control.should_training_stop or step % per_epoch == 0
+        if ends and self.epoch_ended_at != step:
+            self.epoch_ended_at = step
+            due, control.should_evaluate, control.should_save = (
+                (control.should_evaluate, control.should_save),
+                False,
+                False,
+            )
+            super()._maybe_log_save_evaluate(*inputs, **named)
+            self.control.should_evaluate, self.control.should_save = due
+        else:
+            super()._maybe_log_save_evaluate(*inputs, **named)
+
+    def _run_epoch(self, *inputs: Any, **named: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint gone on from is the last
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*inputs, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As ``transformers.Trainer.log``, with ``nll`` beside the training ``loss``."""
+        if self.resumed_from is not None and "train_runtime" in logs:  # that is this call's, so the rates are too
+            share = 1 - read_seal(self.resumed_from)["step"] / self.state.global_step
+            logs |= {name: logs[name] * share for name in ("train_samples_per_second", "train_steps_per_second")}
         if "loss" in logs and self.nll_steps:
             total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
             logs = {"loss": logs["loss"], "nll": total.item() / self.nll_steps, **logs}
@@ -269,6 +361,17 @@ class KwiseTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # transformers calls this in every process; the folder is the first one's to make
             self.settings.write(output_dir or self.args.output_dir)
+
+
+class AtTrainBegin(TrainerCallback):
+    """Calls ``act`` when training begins: after the Trainer has set its sums to zero, before the first step."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """See the class."""
+        self.act()
 
 
 def _ranks_and_lists(items: list[EncodedRanking], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

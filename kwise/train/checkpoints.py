@@ -1,0 +1,87 @@
+"""Checkpoints that are whole, or recognised as not: a seal, written last, holds the size and the hash of every file."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+SEAL = "kwise_seal.json"
+NAME = re.compile(r"checkpoint-(\d+)")  # transformers' name for the folder of a step
+PIECE = 2**24  # bytes hashed at a time
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the seal of ``folder``, with ``facts``, once every other file in it has reached the disk."""
+    files = {}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != SEAL):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
+    write_whole(folder / SEAL, json.dumps(facts | {"files": files}, indent=1) + "\n")
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with the checkpoint in ``folder``: None if it has every byte that was sealed."""
+    if not (folder / SEAL).exists():
+        return "it was not written to its end"
+    try:
+        files = read_seal(folder)["files"]
+    except ValueError:
+        return "its seal is damaged"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != expected["bytes"]:
+            return f"{name} has {size} bytes, {expected['bytes']} were written"
+        if _hash(path) != expected["xxh3"]:
+            return f"{name} does not hold what was written"
+    return None
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """The seal of ``folder``: the facts given to ``seal``, and ``files``."""
+    content: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    return content
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint in ``folder``. Newer ones that are not whole are removed, after a warning by ``say``.
+
+    They must go: the run that goes on writes checkpoints of the same steps.
+    """
+    found = [each for each in folder.glob("checkpoint-*") if NAME.fullmatch(each.name) and each.is_dir()]
+    for checkpoint in sorted(found, key=_step, reverse=True):
+        problem = fault(checkpoint)
+        if problem is None:
+            return checkpoint
+        say(f"WARNING: {checkpoint} is not used, and removed: {problem}")
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds all of it or what it held before, whenever the process or the machine dies."""
+    beside = path.with_name(f".{path.name}.unfinished")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return str(digest.hexdigest())
