@@ -67,7 +67,7 @@ class EncodedRanking:
     *after* truncation, shortened so that no suffix is empty. Its reward is read at ``reward_at[k]``, an index into
     ``suffixes[k]``. ``cut[k]`` is the number of tokens that truncation removed from it. ``ranks`` is empty where nobody
     ranked the responses (scoring). ``offsets`` [K] are added to the rewards while training and never when scoring: what
-    covariates explain (empty: nothing).
+    covariates explain (empty: nothing). ``file`` and ``line`` say where a training ranking was read.
     """
 
     prefix: list[int]
@@ -76,6 +76,8 @@ class EncodedRanking:
     cut: list[int]
     ranks: list[float] = field(default_factory=list)
     offsets: list[float] = field(default_factory=list)
+    file: str = ""
+    line: int = 0
 
     @property
     def num_tokens(self) -> int:

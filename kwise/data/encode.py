@@ -1,7 +1,7 @@
 """Ranking -> EncodedRanking: the chat template once, one BOS, truncation by a named rule, the shared prefix of ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -56,7 +56,8 @@ class Encoder:
     def encode_ranking(self, ranking: Ranking) -> EncodedRanking:
         """``encode`` of a ranking with its ranks. What the template or the truncation rule refuses is a ``DataError``."""
         try:
-            return self.encode(ranking.messages, ranking.responses, ranking.ranks)
+            encoded = self.encode(ranking.messages, ranking.responses, ranking.ranks)
+            return replace(encoded, file=ranking.file, line=ranking.line)
         except (ValueError, TemplateError) as error:
             raise DataError(f"cannot be encoded: {error}", file=ranking.file, line=ranking.line) from error
 

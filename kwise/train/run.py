@@ -27,6 +27,7 @@ from kwise.objective.design import Design
 from kwise.objective.head import fit_head
 from kwise.objective.metrics import Metric, evaluate
 from kwise.records import Ranking
+from kwise.train.guards import StopOnSignal, TrainingStopped
 from kwise.train.recipe import Recipe
 from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseConfig, KwiseTrainer
@@ -278,7 +279,13 @@ def _train_backbone(
     """Adapters are merged into plain weights at the end."""
     trainer = build_trainer(model, rankings, held_out, recipe, config, folder, coefficients=coefficients)
     folder.say(f"an epoch is {trainer.tally()}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.stop = StopOnSignal(folder.say)
+    try:
+        with trainer.stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except TrainingStopped as stopped:
+        folder.say(f"{stopped.message}; the same command goes on from there")
+        raise
     trained = trainer.accelerator.unwrap_model(trainer.model)
     return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
 

@@ -7,6 +7,7 @@ import shutil
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
-from kwise.data.packing import deal, pack, split
+from kwise.data.packing import build_row, deal, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
@@ -28,9 +28,10 @@ from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows, row_rewards
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
-from kwise.objective.plackett_luce import plackett_luce_nll
 from kwise.records import EncodedRanking, Ranking, Row
-from kwise.train.checkpoints import fault, newest, read_seal, seal
+from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal
+from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
+from kwise.train.step import Pass, Step, random_state, random_state_of, where
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,13 @@ class KwiseTrainer(Trainer):
         )
         self.resumed_from: Path | None = None
         self.add_callback(AtTrainBegin(self._restore_sums))
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__module__.startswith("transformers.integrations"):
+                self.remove_callback(callback)
+                self.add_callback(LosableTracker(callback))
+        self.stop: StopOnSignal | None = (
+            None  # while it listens, a signal saves a checkpoint and raises TrainingStopped
+        )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this process's share of the step's rankings."""
@@ -173,7 +181,7 @@ class KwiseTrainer(Trainer):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
-        self.epoch_ended_at = 0
+        self.epoch_ended_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
 
     def _restore_sums(self) -> None:
@@ -205,6 +213,7 @@ class KwiseTrainer(Trainer):
         """As transformers', and whole or not at all: sealed when it is complete, and only then are older ones removed."""
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        push, self.args.push_to_hub = self.args.push_to_hub, False
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -218,7 +227,9 @@ class KwiseTrainer(Trainer):
                 f"{folder.parent}. Training stops; earlier checkpoints are whole: make room and start it again"
             ) from error
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.push_to_hub = limit, push
+        if push:
+            self._push_from_checkpoint(str(folder))
         if self.args.should_save:
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
 
@@ -239,6 +250,34 @@ class KwiseTrainer(Trainer):
             self.control.should_evaluate, self.control.should_save = due
         else:
             super()._maybe_log_save_evaluate(*inputs, **named)
+            if self.asked_to_stop:
+                self._stop(self.asked_to_stop)
+
+    def _stop(self, number: int) -> None:
+        folder = Path(self._get_output_dir(None), f"checkpoint-{self.state.global_step}")
+        if not (folder / SEAL).exists():
+            self._save_checkpoint(self.model, None)
+        self.accelerator.wait_for_everyone()
+        raise TrainingStopped(number, f"stopped after step {self.state.global_step}, which {folder} holds")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As transformers', but a hub that cannot be reached is said, and no reason to stop training."""
+        self._report_failed_pushes()
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        except Exception as error:  # noqa: BLE001  the hub client raises many unrelated types
+            logger.warning(f"{checkpoint_folder} was not pushed to the hub ({error}): it is here, and training goes on")
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._report_failed_pushes()
+
+    def _report_failed_pushes(self) -> None:
+        """transformers pushes in the background, and never asks what came of it."""
+        pushes = getattr(self, "push_in_progress", None)
+        for job in pushes.jobs if pushes is not None else ():
+            if job.done() and (error := job.exception()):
+                logger.warning(f"a push to the hub failed ({error}): what it pushed is in {self.args.output_dir}")
 
     def _run_epoch(self, *inputs: Any, **named: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # the checkpoint gone on from is the last
@@ -254,6 +293,13 @@ class KwiseTrainer(Trainer):
         if "loss" in logs and self.nll_steps:
             total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
             logs = {"loss": logs["loss"], "nll": total.item() / self.nll_steps, **logs}
+            losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+            if height := spike([*losses, logs["loss"]]):
+                logs["loss_spike"] = height
+                logger.warning(
+                    f"the loss of step {self.state.global_step} is {logs['loss']:.4g}, {height:.0f} robust deviations above "
+                    "the median of the last ones"
+                )
             self.nll, self.nll_steps = 0.0, 0
         super().log(logs, start_time)
 
@@ -270,53 +316,92 @@ class KwiseTrainer(Trainer):
         """Forward and backward of one step's rankings, row by row. Gives the loss of the whole step.
 
         The loss is summed over rankings and divided once by the step's global count. Engines average gradients over
-        processes, so each process's sum is multiplied by their number.
+        processes, so each process's sum is multiplied by their number. Raises ``FloatingPointError``, in all processes, if it is
+        not finite, and names the rankings to blame.
 
-        A ranking over ``tokens_per_row`` is run in several rows, whose activations are not kept: the backward pass runs each of
-        them again, alone. Its loss and gradients are those of one row, its memory that of the budget, its time a third more.
+        A ranking over ``tokens_per_row`` is run in several rows: first without gradients, for the rewards and the gradient of the
+        loss with respect to each; then row by row again, from those. Its loss and gradients are those of one row, its memory
+        that of the budget, its time a third more (Gao et al. 2021, arXiv 2101.06983).
         """
         model.train()
-        weight = self.accelerator.num_processes / num_items_in_batch
-        work = [(unit, inputs, weight) for unit in pack(inputs, self.args.tokens_per_row)]
-        if not work or (len(work[-1][0].rows) > 1 and self.accelerator.num_processes > 1):
-            # gradients are exchanged in the backward pass of the last row, which must not be one that is run again, and
-            # which a process with nothing to do has too: a single response, the shortest of all, with weight 0
-            by_length = min(self.train_dataset, key=lambda item: len(item.prefix) + min(map(len, item.suffixes)))
-            shortest = min(split(by_length, 1), key=lambda piece: piece.num_tokens)
-            work.append((pack([shortest], shortest.num_tokens)[0], [shortest], 0.0))
-        total = torch.zeros((), device=self.args.device)
-        nll = torch.zeros((), device=self.args.device)
-        for number, (unit, items, weight) in enumerate(work, 1):
-            last = number == len(work)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    rewards = self._rewards(model, unit.rows)
-                own = [items[member] for member in unit.members]
-                ranks, lists = _ranks_and_lists(own, rewards.device)
-                utilities = rewards + rewards.new_tensor(
-                    [each for item in own for each in item.offsets or [0.0] * len(item.ranks)]
-                )
-                loss = self.objective(utilities, ranks, lists)[0] * weight
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            nll += plackett_luce_nll(utilities.detach(), ranks, lists).sum() * weight
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step + 1} is {total.item()}; nothing was updated. Lower the learning rate"
-            )
-        self.nll, self.nll_steps = self.nll + nll, self.nll_steps + 1
-        return total
+        step = Step(inputs, self.accelerator.num_processes / num_items_in_batch, self.objective, self.args.device)
+        passes: list[Pass] = []
+        for unit in pack(inputs, self.args.tokens_per_row):
+            own = [inputs[member] for member in unit.members]
+            if len(unit.rows) == 1:
+                passes.append(Pass(unit.rows[0], partial(step.loss, own)))
+                continue
+            states, parts = [], []
+            plain = self.accelerator.unwrap_model(model)  # DDP exchanges buffers in a forward pass, not always alike here
+            with torch.no_grad():
+                for row in unit.rows:
+                    states.append(random_state(self.args.device))
+                    parts.append(self._rewards(plain, row))
+            rewards = torch.cat(parts).requires_grad_()
+            (gradient,) = torch.autograd.grad(step.loss(own, rewards), rewards)
+            shares = gradient.split([len(part) for part in parts])
+            passes += [
+                Pass(row, partial(torch.dot, share), state)
+                for row, share, state in zip(unit.rows, shares, states, strict=True)
+            ]
+        if not passes:  # gradients are exchanged in the last backward pass, which a process with nothing to do has too
+            passes.append(Pass(self._filler, lambda rewards: 0.0 * rewards.sum()))
+        for number, (row, loss, state) in enumerate(passes, 1):
+            with contextlib.nullcontext() if number == len(passes) else self.accelerator.no_sync(model):
+                # what dropout drew in the pass without gradients, it draws again
+                with random_state_of(state, self.args.device) if state else contextlib.nullcontext():
+                    rewards = self._rewards(model, row)
+                self.accelerator.backward(loss(rewards))
+        asked = self.stop.number if self.stop else 0
+        mine = torch.tensor([step.total.isfinite().logical_not(), asked], dtype=torch.float64, device=self.args.device)
+        bad, self.asked_to_stop = self.accelerator.gather(mine[None]).amax(0).int().tolist()
+        if bad:
+            blamed = step.not_finite() if mine[0] else []
+            raise FloatingPointError(self._not_finite("loss", [*map(where, blamed)]))
+        self.nll, self.nll_steps = self.nll + step.nll, self.nll_steps + 1
+        self.inputs = inputs
+        return step.total
 
-    def _rewards(self, model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
-        def run(row: Row, _device: torch.Tensor | None = None) -> torch.Tensor:
+    def _rewards(self, model: torch.nn.Module, row: Row) -> torch.Tensor:
+        with self.compute_loss_context_manager():
             rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=row.reward_at)
-            return rewards
+        return rewards
 
-        if len(rows) == 1:
-            return run(rows[0])
-        # dropout must be drawn alike in both runs: checkpoint keeps the random state of the devices of its tensor arguments
-        device = torch.empty(0, device=self.args.device)
-        return torch.cat([checkpoint(run, row, device, use_reentrant=False) for row in rows])
+    @cached_property
+    def _filler(self) -> Row:
+        """The shortest there is: one response."""
+        by_length = min(self.train_dataset, key=lambda item: len(item.prefix) + min(map(len, item.suffixes)))
+        return build_row([min(split(by_length, 1), key=lambda piece: piece.num_tokens)], [0])
+
+    def _not_finite(self, what: str, own: list[str]) -> str:
+        """The message of the guards, the same in every process."""
+        places = sorted(set(gather_object(own)))
+        cause = f"it comes from {'; '.join(places)}" if places else "no ranking of the step has it alone"
+        return (
+            f"the {what} of step {self.state.global_step + 1} is not finite: {cause}. Nothing was updated; earlier checkpoints "
+            "are whole. Look at these rankings, or start over with a lower learning rate"
+        )
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """As transformers', and a guard: a gradient that is not finite must not reach the optimiser."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        scales = (
+            self.accelerator.scaler is not None
+        )  # fp16: infinite gradients belong to finding the scale, and are skipped
+        if norm is not None and not scales and not math.isfinite(norm):
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process can run a ranking by itself
+            blamed = (
+                self.inputs if sharded else [item for item in self.inputs if not self._gradient_is_finite(model, item)]
+            )
+            raise FloatingPointError(self._not_finite("gradient", [*map(where, blamed)]))
+        return norm
+
+    def _gradient_is_finite(self, model: torch.nn.Module, item: EncodedRanking) -> bool:
+        model.zero_grad()
+        step = Step([item], 1.0, self.objective, self.args.device)
+        with self.accelerator.no_sync(model):
+            self.accelerator.backward(step.loss([item], self._rewards(model, build_row([item], [0]))))
+        return all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
 
     def evaluate(
         self,
@@ -372,12 +457,6 @@ class AtTrainBegin(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """See the class."""
         self.act()
-
-
-def _ranks_and_lists(items: list[EncodedRanking], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    ranks = torch.tensor([rank for item in items for rank in item.ranks], dtype=torch.float64, device=device)
-    sizes = torch.tensor([len(item.suffixes) for item in items], device=device)
-    return ranks, torch.repeat_interleave(torch.arange(len(items), device=device), sizes)
 
 
 def read_rows(model: PreTrainedModel) -> None:

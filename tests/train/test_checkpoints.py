@@ -26,7 +26,10 @@ def flip(path):
     [
         (lambda folder: (folder / "kwise_seal.json").unlink(), "not written to its end"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda folder: (folder / "shards" / "one.distcp").write_bytes(b"ab"), "one.distcp has 2 bytes, 300 were written"),
+        (
+            lambda folder: (folder / "shards" / "one.distcp").write_bytes(b"ab"),
+            "one.distcp has 2 bytes, 300 were written",
+        ),
         (lambda folder: flip(folder / "model.safetensors"), "model.safetensors does not hold what was written"),
         (lambda folder: (folder / "kwise_seal.json").write_text('{"step": 3, '), "its seal is damaged"),
     ],

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
 from kwise.losses import OBJECTIVES
+from kwise.train.step import random_state, random_state_of
 from kwise.train.trainer import StepSampler
 
 WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
@@ -204,12 +206,8 @@ def test_a_ranking_over_the_budget_never_runs_more_tokens_at_once_than_the_budge
     assert len(trainer.train_dataset) == tally.rankings
 
 
-def test_the_row_that_only_exchanges_gradients_is_the_shortest_single_response(tokenizer, tmp_path, monkeypatch):
-    """Every ranking is over the budget, as if two processes ran: the last row must be within it, and weigh nothing."""
-    trainer = make_trainer(tokenizer, tmp_path, tokens_per_row=1)
-    loss = trainer.training_step(trainer.model, list(trainer.train_dataset)[:3], 3)
-    gradient = trainer.decoder.score.weight.grad.clone()
-    trainer.model.zero_grad()
+def test_a_process_without_rankings_runs_the_shortest_single_response_and_adds_nothing(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
     lengths, plain = [], trainer.decoder.model.forward
 
     def noted(*inputs, **named):
@@ -217,28 +215,20 @@ def test_the_row_that_only_exchanges_gradients_is_the_shortest_single_response(t
         return plain(*inputs, **named)
 
     trainer.decoder.model.forward = noted
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    again = trainer.training_step(trainer.model, list(trainer.train_dataset)[:3], 6)
-    shortest = min(len(item.prefix) + min(map(len, item.suffixes)) for item in trainer.train_dataset)
-    assert lengths[-1] < max(lengths) and shortest in lengths
-    assert again == pytest.approx(loss.item())
-    assert torch.equal(trainer.decoder.score.weight.grad, gradient)
+    loss = trainer.training_step(trainer.model, [], 6)
+    assert lengths == [min(len(item.prefix) + min(map(len, item.suffixes)) for item in trainer.train_dataset)]
+    assert loss.item() == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in trainer.model.parameters())
 
 
-def test_a_row_that_is_run_again_keeps_the_random_state_of_the_models_device(tokenizer, tmp_path, monkeypatch):
-    """checkpoint keeps that of the devices of its tensor arguments only, which a test without a GPU cannot see otherwise."""
-    from kwise.train import trainer as module
-
-    seen, plain = [], module.checkpoint
-
-    def noted(function, *inputs, **options):
-        seen.append([each.device for each in inputs if isinstance(each, torch.Tensor)])
-        return plain(function, *inputs, **options)
-
-    monkeypatch.setattr(module, "checkpoint", noted)
-    trainer = make_trainer(tokenizer, tmp_path, tokens_per_row=1)
-    trainer.training_step(trainer.model, list(trainer.train_dataset)[:1], 1)
-    assert seen and all(devices == [trainer.args.device] for devices in seen)
+def test_random_numbers_of_a_second_pass_are_those_of_the_first_and_disturb_nothing():
+    torch.manual_seed(0)
+    state = random_state(torch.device("cpu"))
+    first = torch.rand(3)
+    after = torch.get_rng_state()
+    with random_state_of(state, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -308,13 +298,50 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, 
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path)
+def plant(trainer):
+    """Make a NaN of the embedding of the token that the fewest rankings hold. Gives their lines."""
+    holders: dict[int, set[int]] = {}
+    for item in trainer.train_dataset:
+        for token in {*item.prefix, *(token for suffix in item.suffixes for token in suffix)}:
+            holders.setdefault(token, set()).add(item.line)
+    rare = min(holders, key=lambda token: (len(holders[token]), token))
     with torch.no_grad():
-        trainer.decoder.score.weight[0, 0] = math.nan
+        trainer.decoder.model.embed_tokens.weight[rare] = math.nan
+    return sorted(holders[rare])
+
+
+@pytest.mark.parametrize("budget", [1, 4096])
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_lines_it_comes_from(
+    tokenizer, tmp_path, budget
+):
+    trainer = make_trainer(tokenizer, tmp_path, rankings_per_step=12, tokens_per_row=budget)
+    hurt = plant(trainer)
+    assert 0 < len(hurt) < 12
     before = trainer.decoder.model.norm.weight.clone()
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match="loss of step 1 is not finite") as caught:
         trainer.train()
+    assert sorted(int(line) for line in re.findall(r"made\.jsonl, line (\d+)", str(caught.value))) == hurt
+    assert torch.equal(trainer.decoder.model.norm.weight, before)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_its_line(tokenizer, tmp_path):
+    """The root of 0 has a finite value and an infinite slope."""
+    trainer = make_trainer(tokenizer, tmp_path, rankings_per_step=12)
+    plain = trainer.objective
+
+    def rooted(rewards, ranks, lists):
+        loss, count = plain(rewards, ranks, lists)
+        faulty = rewards.numel() and ranks.numel() in (len(trainer.train_dataset[4].ranks),)
+        wrong = (rewards[:1] - rewards[:1].detach()).abs().sqrt().sum() if faulty else 0.0
+        return loss + wrong, count
+
+    trainer.objective = rooted
+    trainer.args.tokens_per_row = 1
+    before = trainer.decoder.model.norm.weight.clone()
+    alike = [each.line for each in trainer.train_dataset if len(each.ranks) == len(trainer.train_dataset[4].ranks)]
+    with pytest.raises(FloatingPointError, match="gradient of step 1 is not finite") as caught:
+        trainer.train()
+    assert sorted(int(line) for line in re.findall(r"made\.jsonl, line (\d+)", str(caught.value))) == alike
     assert torch.equal(trainer.decoder.model.norm.weight, before)
 
 

@@ -1,0 +1,96 @@
+"""What may befall a long run: a signal to stop, a loss that jumps, a tracker that is lost."""
+
+import contextlib
+import logging
+import signal
+import statistics
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+SPIKE_HISTORY = 50  # logged losses that the next one is compared with
+SPIKE_LEAST = 10  # and how many of them there must be
+SPIKE_DEVIATIONS = 8  # robust standard deviations above their median that make a spike
+
+
+class TrainingStopped(SystemExit):
+    """A signal stopped training after its state was saved. The exit code is 128 + the signal's number, as shells have it."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(128 + number)
+        self.message = message
+
+
+class StopOnSignal:
+    """Within it, the first SIGTERM or SIGINT sets ``number`` instead of ending the process; a second one ends it at once."""
+
+    def __init__(self, say: Any) -> None:
+        self.number, self.say = 0, say
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals. Only the main thread may."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            raise SystemExit(128 + number)
+        self.number = number
+        self.say(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once")
+
+
+def spike(losses: Sequence[float]) -> float | None:
+    """How many robust standard deviations the last of ``losses`` lies above the median of those before it, if it is a spike.
+
+    The deviation is 1.4826 times the median absolute deviation, and at least a hundredth of the median, so that a loss that
+    hardly moves is not called a spike when it does.
+    """
+    history, last = losses[-SPIKE_HISTORY - 1 : -1], losses[-1]
+    if len(history) < SPIKE_LEAST:
+        return None
+    median = statistics.median(history)
+    deviation = max(1.4826 * statistics.median(abs(each - median) for each in history), 0.01 * abs(median))
+    height = (last - median) / deviation
+    return height if height > SPIKE_DEVIATIONS else None
+
+
+class LosableTracker(TrainerCallback):
+    """A tracker (``report_to``) that may be lost on the way: its first error is said, and training goes on without it.
+
+    At the beginning of training an error stops the run instead: nothing is lost yet, and a wrong key should be mended.
+    """
+
+    def __init__(self, tracker: TrainerCallback) -> None:
+        self.tracker, self.lost = tracker, False
+
+    def on_train_begin(self, *inputs: Any, **named: Any) -> Any:
+        """The tracker's own, with its errors."""
+        return self.tracker.on_train_begin(*inputs, **named)
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_") or name == "on_train_begin":
+            return super().__getattribute__(name)
+
+        def survive(*inputs: Any, **named: Any) -> Any:
+            if self.lost:
+                return None
+            try:
+                return getattr(self.tracker, name)(*inputs, **named)
+            except Exception as error:  # noqa: BLE001  whatever a tracker's client raises is no reason to lose days of training
+                self.lost = True
+                kind = type(self.tracker).__name__
+                logger.warning(
+                    f"{kind} was lost ({error}): training goes on; metrics.jsonl and the checkpoints have it all"
+                )
+                return None
+
+        return survive
