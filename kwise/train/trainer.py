@@ -332,7 +332,9 @@ class KwiseTrainer(Trainer):
                 passes.append(Pass(unit.rows[0], partial(step.loss, own)))
                 continue
             states, parts = [], []
-            plain = self.accelerator.unwrap_model(model)  # DDP exchanges buffers in a forward pass, not always alike here
+            plain = self.accelerator.unwrap_model(
+                model
+            )  # DDP exchanges buffers in a forward pass, not always alike here
             with torch.no_grad():
                 for row in unit.rows:
                     states.append(random_state(self.args.device))

@@ -78,19 +78,20 @@ def test_a_finished_run_is_not_overwritten(workshop):
         run(workshop)
 
 
-def test_an_unfinished_run_is_gone_on_with_only_on_request(workshop):
-    run(workshop, "method=full", "trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.max_steps=3")
-    whole = AutoModelForSequenceClassification.from_pretrained(workshop / "run" / "model")
-    (workshop / "run" / "model").rename(workshop / "whole")
-    for late in (workshop / "run" / "checkpoints").glob("checkpoint-[3]"):
-        late.rename(workshop / "late")
-    overrides = ("method=full", "trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.max_steps=3")
-    with pytest.raises(ValueError, match="--resume"):
-        run(workshop, *overrides)
-    result = run(workshop, *overrides, resume=True)
-    resumed = AutoModelForSequenceClassification.from_pretrained(result.model)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+STEPS = ("method=full", "trainer.save_strategy=steps", "trainer.save_steps=1")
+
+
+@pytest.mark.parametrize("start_over", [False, True])
+def test_an_unfinished_run_is_gone_on_with_or_started_over(workshop, start_over, capsys):
+    run(workshop, *STEPS, "trainer.max_steps=2")
+    (workshop / "run" / "model").rename(workshop / "gone")
+    logged = (workshop / "run" / "metrics.jsonl").read_text()
+    result = run(workshop, *STEPS, "trainer.max_steps=2", start_over=start_over)
+    assert ("going on from" in capsys.readouterr().err) is not start_over
+    again = AutoModelForSequenceClassification.from_pretrained(result.model)
+    for name, tensor in AutoModelForSequenceClassification.from_pretrained(workshop / "gone").state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert len((workshop / "run" / "metrics.jsonl").read_text().splitlines()) == len(logged.splitlines())
 
 
 def test_bad_data_stops_before_anything_is_written(workshop):
@@ -116,12 +117,16 @@ def test_a_run_without_held_out_rankings_trains(workshop):
 
 
 def test_checkpoints_of_another_recipe_are_not_gone_on_with(workshop):
-    steps = ("method=full", "trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.max_steps=2")
-    result = run(workshop, *steps)
+    result = run(workshop, *STEPS, "trainer.max_steps=2")
     result.model.rename(workshop / "whole")
-    with pytest.raises(ValueError, match=r"checkpoints of a run with another objective, seed \(see its recipe\.toml\)"):
-        run(workshop, *steps, "objective=all_pairs", "seed=1", resume=True)
-    assert run(workshop, *steps, "trainer.tokens_per_row=64", resume=True).model.exists()
+    others = ["objective=all_pairs", "seed=1", "trainer.learning_rate=0.5"]
+    with pytest.raises(
+        ValueError, match=r"with another objective, seed, trainer.learning_rate \(see its recipe\.toml\)"
+    ):
+        run(workshop, *STEPS, *others)
+    assert run(workshop, *STEPS, "trainer.tokens_per_row=64", "trainer.max_steps=3").model.exists()
+    (workshop / "run" / "model").rename(workshop / "longer")
+    assert run(workshop, *STEPS, *others, "trainer.max_steps=1", start_over=True).model.exists()
 
 
 def test_rankings_that_are_all_tied_train_nothing(workshop):

@@ -1,8 +1,10 @@
 """Runs that are killed, stopped or starved, and go on as if nothing had been."""
 
 import json
-import os
+import pkgutil
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -11,9 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from workshop import write_rankings
 
+from kwise.records import DataError
+from kwise.train import step, trainer
+from kwise.train.checkpoints import fault, newest, seal
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
 
@@ -33,10 +39,22 @@ SETTINGS = [
 ]
 
 
-def start(workshop, output, *overrides):
-    """A run in a process of its own."""
-    command = [sys.executable, __file__, str(workshop), f"output={output}", *SETTINGS, *overrides]
+def start(workshop, output, *overrides, processes=1):
+    """A run in a process of its own, or in several."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(several if processes > 1 else []), __file__, str(workshop), f"output={output}"]
+    command += [*SETTINGS, *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(process, text):
+    """Read what ``process`` prints up to ``text``."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return
+    pytest.fail(f"never said '{text}': {said}")
 
 
 def run(workshop, output, *overrides):
@@ -96,58 +114,174 @@ def test_from_any_checkpoint_the_rest_of_the_run_is_the_same(workshop, step):
     assert_alike(cut, whole)
 
 
-def survive(workshop, whole, kills, seed):
-    """Kill a run at ``kills`` random moments of its training, starting it again each time; gives the number of kills that hit."""
-    chance, hits = random.Random(seed), 0
-    output = workshop / f"killed{seed}"
-    began = time.monotonic()
-    process = start(workshop, output)
-    for line in process.stdout:
-        if "an epoch is" in line:
-            began = time.monotonic()
-    length = time.monotonic() - began
-    assert process.wait() == 0
-    assert_alike(output, whole)
-    output = workshop / f"survived{seed}"
-    while True:
-        process = start(workshop, output)
-        for line in process.stdout:
-            if "an epoch is" in line:
-                break
-        if hits < kills:
-            # a run that starts late has less left to do; most kills should still find it training
-            time.sleep(chance.uniform(0, length / 4))
-            process.kill()
-            hits += process.wait() == -signal.SIGKILL
-            if (output / "model").exists():
-                return output, hits
-        else:
-            process.communicate()
-            assert process.returncode == 0
-            return output, hits
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
 
 
-def test_a_run_killed_twice_ends_as_one_that_was_not(workshop):
-    write_rankings(workshop / "train.jsonl", 40, noise=4)
+@pytest.mark.parametrize(
+    ("owner", "name", "time_of_call"),
+    [
+        ("kwise.train.trainer.KwiseTrainer", "_save_optimizer_and_scheduler", 2),  # the model is written, nothing else
+        ("transformers.trainer_callback.TrainerState", "save_to_json", 2),
+        ("kwise.train.trainer", "seal", 2),  # all is written but the seal
+        ("kwise.train.trainer", "rotate_checkpoints", 2),
+        ("kwise.model.reward_model.RewardModel", "save_pretrained", 1),  # trained, with nothing of it in model/
+        ("kwise.train.run_folder.RunFolder", "finish", 1),
+    ],
+)
+def test_a_kill_while_something_is_written_changes_nothing(workshop, monkeypatch, owner, name, time_of_call):
     whole = run(workshop, workshop / "whole")
-    output, hits = survive(workshop, whole, 2, seed=0)
-    assert hits >= 1
+    target, calls = pkgutil.resolve_name(owner.rpartition(".")[0] + ":" + owner.rpartition(".")[2]), []
+    plain = getattr(target, name)
+
+    def killed(*inputs, **named):
+        calls.append(name)
+        if len(calls) == time_of_call:
+            raise Killed
+        return plain(*inputs, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, killed)
+        with pytest.raises(Killed):
+            run(workshop, workshop / "cut")
+    assert_alike(run(workshop, workshop / "cut"), whole)
+
+
+def test_of_the_checkpoints_as_many_stay_as_are_wanted_and_never_fewer_than_one_whole(workshop, monkeypatch):
+    """With a limit of one the older one must not go before the newer one is sealed."""
+
+    run(workshop, workshop / "limited", "trainer.save_total_limit=1")
+    assert [each.name for each in (workshop / "limited" / "checkpoints").iterdir()] == ["checkpoint-9"]
+    seals = []
+
+    def killed_the_third_time(folder, facts):
+        seals.append(folder)
+        if len(seals) == 3:
+            raise Killed
+        seal(folder, facts)
+
+    monkeypatch.setattr(trainer, "seal", killed_the_third_time)
+    with pytest.raises(Killed):
+        run(workshop, workshop / "cut", "trainer.save_total_limit=1")
+    assert newest(workshop / "cut" / "checkpoints", print).name == "checkpoint-6"
+
+
+def test_a_file_that_cannot_be_written_stops_the_run_with_a_message_and_leaves_what_was_whole(workshop):
+    """A limit on the size of files stands for a full disk: writing fails for good in the middle of a file."""
+    whole = run(workshop, workshop / "whole")
+    process = start(workshop, workshop / "full", "limit")
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert "checkpoint-6 could not be written, and was removed" in said and "were free in" in said
+    assert [each.name for each in (workshop / "full" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert_alike(run(workshop, workshop / "full"), whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_saves_and_ends_with_the_shells_exit_code_and_the_run_goes_on_alike(workshop, processes):
+    write_rankings(workshop / "train.jsonl", 300, noise=4)
+    output = workshop / "stopped"
+    process = start(workshop, output, "trainer.save_steps=1000", processes=processes)
+    until(process, "'loss'")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    assert "SIGTERM: stopping after this step" in said and "the same command goes on from there" in said, said
+    assert process.returncode == (143 if processes == 1 else 1), said
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    assert fault(checkpoint) is None and 0 < int(checkpoint.name.split("-")[1]) < 180
+    if processes == 1:
+        assert_alike(
+            run(workshop, output, "trainer.save_steps=1000"),
+            run(workshop, workshop / "whole", "trainer.save_steps=1000"),
+        )
+
+
+def test_a_nan_in_one_process_stops_both_and_names_its_line(workshop):
+    process = start(workshop, workshop / "nan", "plant", processes=2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert len(re.findall(r"the loss of step \d is not finite: it comes from", said)) == 2, said
+    assert f"{workshop / 'train.jsonl'}, line 3. Nothing was updated" in said
+
+
+def test_a_data_file_that_went_away_is_said_and_costs_nothing(workshop):
+    output = workshop / "cut"
+    run(workshop, output, "trainer.max_steps=3")
+    (output / "model").rename(workshop / "gone")
+    (workshop / "train.jsonl").rename(workshop / "elsewhere.jsonl")
+    with pytest.raises(DataError, match=r"train\.jsonl: no such file"):
+        run(workshop, output, "trainer.max_steps=3")
+    assert fault(output / "checkpoints" / "checkpoint-3") is None
+    (workshop / "elsewhere.jsonl").rename(workshop / "train.jsonl")
+    run(workshop, output, "trainer.max_steps=3")
+
+
+def survive(workshop, length, kills, seed):
+    """Kill a run at ``kills`` random moments of its training, which takes about ``length`` seconds, and start it again each time.
+    Gives its folder and the number of kills that found it alive."""
+    chance, hits = random.Random(seed), 0
+    output = workshop / "survived"
+    while hits < kills and not (output / "model").exists():
+        process = start(workshop, output)
+        until(process, "an epoch is")
+        # a run that starts late has less left to do; most kills should still find it training
+        time.sleep(chance.uniform(0, length / 4))
+        process.kill()
+        hits += process.wait() == -signal.SIGKILL
+    if not (output / "model").exists():
+        process = start(workshop, output)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+    return output, hits
+
+
+def timed(workshop, output):
+    began = time.monotonic()
+    return run(workshop, output), time.monotonic() - began
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(workshop):
+    write_rankings(workshop / "train.jsonl", 40, noise=4)
+    whole, length = timed(workshop, workshop / "whole")
+    output, hits = survive(workshop, length, 1, seed=0)
+    assert hits == 1
     assert_alike(output, whole)
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(workshop):
     write_rankings(workshop / "train.jsonl", 200, noise=4)
-    whole = run(workshop, workshop / "whole")
-    output, hits = survive(workshop, whole, 20, seed=1)
+    whole, length = timed(workshop, workshop / "whole")
+    output, hits = survive(workshop, length, 20, seed=1)
     assert hits >= 15
     assert_alike(output, whole)
 
 
 def main(workshop, *overrides):
-    """One run in a process of its own, started by ``start``."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    train(load_recipe(Path(workshop, "recipe.toml"), overrides))
+    """One run in a process of its own, started by ``start``. ``limit`` bounds the size of files from the second checkpoint on,
+    ``plant`` makes the loss of the third line's ranking a NaN."""
+    console = Console(file=sys.stdout)
+    if "limit" in overrides:
+        plain = trainer.KwiseTrainer._save_checkpoint
+
+        def limited(self, *inputs):
+            if self.state.global_step > 3:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+            plain(self, *inputs)
+
+        trainer.KwiseTrainer._save_checkpoint = limited
+    if "plant" in overrides:
+        plain_loss = step.Step.loss
+        step.Step.loss = lambda self, items, rewards: plain_loss(
+            self, items, rewards * float("nan") if any(item.line == 3 for item in items) else rewards
+        )
+        step.Step.not_finite = lambda self: [item for items, _ in self.seen for item in items if item.line == 3]
+    try:
+        train(load_recipe(Path(workshop, "recipe.toml"), [each for each in overrides if "=" in each]), console=console)
+    except (OSError, FloatingPointError) as error:
+        console.print(str(error), soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

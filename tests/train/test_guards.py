@@ -1,0 +1,69 @@
+import os
+import signal
+
+import pytest
+from transformers import TrainerCallback
+
+from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
+
+
+def test_a_spike_is_told_by_robust_deviations_from_the_median_by_hand():
+    """Median 2, deviations 0.1 of it: one robust deviation is 0.14826."""
+    history = [1.9, 2.1] * 5 + [2.0]
+    assert spike([*history, 2 + 9 * 0.14826]) == pytest.approx(9)
+    assert spike([*history, 2 + 7 * 0.14826]) is None
+    assert spike([*history, 0.0]) is None  # a fall is none
+    assert spike([*history[:9], 100.0]) is None  # too little is known
+    assert spike([2.0] * 20 + [2.1]) is None  # a loss that never moved
+    assert spike([2.0] * 20 + [3.0]) == pytest.approx(50)
+
+
+def test_only_the_last_fifty_losses_count():
+    assert spike([100.0] * 500 + [2.0] * 50 + [4.0]) == pytest.approx(100)
+
+
+def test_the_first_signal_is_noted_the_second_ends_and_handlers_come_back():
+    said, before = [], signal.getsignal(signal.SIGTERM)
+    stop = StopOnSignal(said.append)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM and "SIGTERM" in said[0]
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert TrainingStopped(signal.SIGTERM, "").code == 143
+
+
+class Fickle(TrainerCallback):
+    def __init__(self):
+        self.calls = []
+
+    def on_train_begin(self, *_, **__):
+        self.calls.append("begin")
+
+    def on_log(self, *_, **__):
+        self.calls.append("log")
+        if len(self.calls) > 2:
+            raise ConnectionError("the tracker went away")
+
+
+def test_a_tracker_that_is_lost_on_the_way_is_said_once_and_training_goes_on(caplog):
+    fickle = Fickle()
+    tracker = LosableTracker(fickle)
+    tracker.on_train_begin()
+    for _ in range(4):
+        tracker.on_log()
+    assert fickle.calls == ["begin", "log", "log"]
+    assert [each.message for each in caplog.records] == [
+        "Fickle was lost (the tracker went away): training goes on; metrics.jsonl and the checkpoints have it all"
+    ]
+
+
+def test_a_tracker_that_cannot_begin_stops_the_run():
+    class Broken(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            raise PermissionError("wrong key")
+
+    with pytest.raises(PermissionError, match="wrong key"):
+        LosableTracker(Broken()).on_train_begin()
