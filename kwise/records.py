@@ -10,6 +10,7 @@ K is the length of a list. It is written nowhere as a number.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypedDict
 
 
@@ -27,6 +28,9 @@ class DataError(ValueError):
         self.problem, self.file, self.line, self.field = problem, file, line, field
         where = file if line is None else f"{file}, line {line}"
         super().__init__(f"{where}: {problem}" if field is None else f"{where}, field '{field}': {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that a worker process can raise it
+        return partial(DataError, self.problem, file=self.file, line=self.line, field=self.field), ()
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,62 @@
 """What predicts a ranking without reading it: the longer answer, the better author. No claim of accuracy stands without them."""
 
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import combinations
+from typing import NamedTuple
+
+import xxhash
 
 from kwise.records import Ranking
 
 Terms = dict[str, tuple[float, float]]  # metric -> (sum, count) of one ranking
 
 
-def baseline_terms(rankings: Sequence[Ranking]) -> list[Terms]:
+class Outline(NamedTuple):
+    """What the baselines need of a ranking: ``ranks``, ``models`` and ``lengths`` of its responses (characters), and a hash of
+    its ``group``."""
+
+    ranks: Sequence[float]
+    models: Sequence[str | None]
+    lengths: Sequence[int]
+    group: int
+
+
+def outline(ranking: Ranking) -> Outline:
+    """A ranking without its texts."""
+    models = tuple(model if model is None else sys.intern(model) for model in ranking.models)
+    return Outline(tuple(ranking.ranks), models, tuple(map(len, ranking.responses)), text_hash(ranking.group))
+
+
+def text_hash(text: str) -> int:
+    """XXH3, 64 bits: among a million texts two are taken for one with a probability of 3e-8."""
+    return int(xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass")))
+
+
+def baseline_terms(rankings: Iterable[Ranking]) -> list[Terms]:
     """Per ranking, over its pairs of different rank: in how many the longer answer (in characters) is better, and in how many
     the one whose author ranks better on average over all other prompts, each of how many. An equal pair counts half."""
-    strength = _model_strength(rankings)
-    terms: list[Terms] = []
-    for ranking in rankings:
-        known = [strength(ranking.group, model) for model in ranking.models]
-        terms.append(
-            {
-                "longer_wins": agreement(ranking.ranks, [len(response) for response in ranking.responses]),
-                "better_model_wins": agreement(ranking.ranks, known),
+    return outline_terms([outline(ranking) for ranking in rankings])
+
+
+def outline_terms(outlines: Sequence[Outline]) -> list[Terms]:
+    """``baseline_terms`` of outlines."""
+    everywhere = _points(outlines)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, each in enumerate(outlines):
+        groups[each.group].append(i)
+    terms: list[Terms] = [{}] * len(outlines)
+    for members in groups.values():
+        strength = _strength_elsewhere(everywhere, _points(outlines[i] for i in members))
+        for i in members:
+            own = outlines[i]
+            known = [None if model is None else strength[model] for model in own.models]
+            terms[i] = {
+                "longer_wins": agreement(own.ranks, own.lengths),
+                "better_model_wins": agreement(own.ranks, known),
             }
-        )
     return terms
 
 
@@ -41,23 +75,34 @@ def wins(better: float, worse: float) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def _model_strength(rankings: Sequence[Ranking]) -> Callable[[str, str | None], float | None]:
-    """``f(group, model)``: the share of rivals a model beats on average over prompts outside ``group``, so that no ranking
-    predicts itself. None for a model that only this group shows. Counted in fractions, so that equal models come out equal."""
-    total: dict[str, list[Fraction]] = defaultdict(lambda: [Fraction(), Fraction()])
-    inside: dict[tuple[str, str], list[Fraction]] = defaultdict(lambda: [Fraction(), Fraction()])
-    for ranking in rankings:
-        for rank, model in zip(ranking.ranks, ranking.models, strict=True):
+Points = dict[str, tuple[Fraction, int]]
+
+
+def _strength_elsewhere(everywhere: Points, inside: Points) -> dict[str, float | None]:
+    """For each model in a group the share of rivals it beats on average over prompts outside, so that no ranking predicts
+    itself. None for a model that only this group shows."""
+    found: dict[str, float | None] = {}
+    for model, (points, count) in inside.items():
+        rest = everywhere[model][1] - count
+        found[model] = float((everywhere[model][0] - points) / rest) if rest else None
+    return found
+
+
+def _points(outlines: Iterable[Outline]) -> Points:
+    """For each model the shares of rivals that its responses beat, summed, and their number. Counted in fractions, so that equal
+    models come out equal."""
+    halves: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))  # by number of rivals
+    for each in outlines:
+        rivals = len(each.ranks) - 1
+        for rank, model in zip(each.ranks, each.models, strict=True):
             if model is not None:
-                beaten = sum(wins(-rank, -other) for other in ranking.ranks) - 0.5  # less the half point against itself
-                for table in (total[model], inside[ranking.group, model]):
-                    table[0] += Fraction(beaten) / (len(ranking.ranks) - 1)
-                    table[1] += 1
-
-    def strength(group: str, model: str | None) -> float | None:
-        if model is None:
-            return None
-        points, count = (a - b for a, b in zip(total[model], inside[group, model], strict=True))
-        return float(points / count) if count else None
-
-    return strength
+                own = halves[model][rivals]
+                own[0] += sum((other > rank) - (other < rank) for other in each.ranks) + rivals
+                own[1] += 1
+    return {
+        model: (
+            sum((Fraction(won, 2 * rivals) for rivals, (won, _) in found.items()), Fraction()),
+            sum(count for _, count in found.values()),
+        )
+        for model, found in halves.items()
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kwise.data import sources
-from kwise.data.baselines import baseline_terms
+from kwise.data.baselines import Outline, outline, outline_terms
 from kwise.data.encode import Encoder
 from kwise.records import DataError, Ranking
 
@@ -53,28 +53,84 @@ def check(
     max_length: int = 2048,
 ) -> Report:
     """Read all of ``file`` and report. Raises ``DataError`` only for what is no ranking file at all."""
-    report = Report(file)
-    rankings = []
+    checker = Checker(file)
+    encoder = None if tokenizer is None else Encoder(tokenizer, max_length)
     for number, _, item in sources.scan_rows(file, source):
+        checker.add(number, item, encoder)
+    return checker.result()
+
+
+class Checker:
+    """Takes the lines of a file one by one and keeps no text: about a kilobyte a ranking."""
+
+    def __init__(self, file: str) -> None:
+        self.report = Report(file)
+        self.outlines: list[Outline] = []
+        self.first: dict[int, int] = {}  # hash of a group -> its first line
+        self.ones_to_k = 0
+        self.turns: Counter[int] = Counter()
+        self.lengths: dict[str, list[int]] = {"shared prefix": [], "prompt and one answer": [], "whole ranking": []}
+
+    def add(self, number: int, item: Ranking | DataError, encoder: Encoder | None = None) -> None:
+        """Count a line; with ``encoder`` its tokens too."""
+        report = self.report
         report.rows += 1
         if isinstance(item, DataError):
             report.errors[_kind_of_error(item)].append(number)
             report.messages.append(str(item))
-            continue
-        rankings.append(item)
+            return
         for name, found in WARNINGS.items():
             if found(item):
                 report.warnings[name].append(number)
-    report.rankings = len(rankings)
-    prompts: dict[str, int] = {}
-    for ranking in rankings:
-        first = prompts.setdefault(ranking.group, ranking.line)
-        if first != ranking.line:
-            report.warnings["prompt of an earlier line"].append(ranking.line)
-    report.facts = _facts(rankings)
-    if tokenizer is not None:
-        _measure(report, rankings, Encoder(tokenizer, max_length))
-    return report
+        own = outline(item)
+        self.outlines.append(own)
+        if self.first.setdefault(own.group, number) != number:
+            report.warnings["prompt of an earlier line"].append(number)
+        self.ones_to_k += sorted(item.ranks) == list(range(1, len(item.ranks) + 1))
+        self.turns[len(item.messages)] += 1
+        if encoder is not None:
+            self._measure(item, encoder)
+
+    def result(self) -> Report:
+        """The report on what was added."""
+        report, outlines = self.report, self.outlines
+        report.rankings = len(outlines)
+        sizes = Counter(len(each.ranks) for each in outlines)
+        terms = outline_terms(outlines)
+        shares = {}
+        for name in ("longer_wins", "better_model_wins"):
+            won, count = (sum(term[name][i] for term in terms) for i in (0, 1))
+            shares[name] = won / count if count else None
+        report.facts = {
+            "prompts": len(self.first),
+            "answers": sum(size * count for size, count in sizes.items()),
+            "k": {str(size): sizes[size] for size in sorted(sizes)},
+            "rankings_with_ties": sum(len(set(each.ranks)) < len(each.ranks) for each in outlines),
+            "ranks_are_1_to_k": self.ones_to_k,
+            "turns": {str(turns): count for turns, count in sorted(self.turns.items())},
+            **shares,
+        }
+        for name, values in self.lengths.items():
+            if values:
+                values.sort()
+                report.lengths[name] = [len(values)] + [
+                    values[min(int(q * len(values)), len(values) - 1)] for q in (0.5, 0.9, 0.99, 1)
+                ]
+        return report
+
+    def _measure(self, ranking: Ranking, encoder: Encoder) -> None:
+        try:
+            item = encoder.encode_ranking(ranking)
+        except DataError as error:
+            self.report.errors["refused by the chat template"].append(ranking.line)
+            self.report.messages.append(str(error))
+            return
+        prompt, longest, total = self.lengths.values()
+        prompt.append(len(item.prefix))
+        longest += [len(item.prefix) + len(s) + cut for s, cut in zip(item.suffixes, item.cut, strict=True)]
+        total.append(item.num_tokens)
+        if any(item.cut):
+            self.report.warnings[f"longer than {encoder.max_length} tokens"].append(ranking.line)
 
 
 WARNINGS: dict[str, Callable[[Ranking], bool]] = {
@@ -97,48 +153,6 @@ def _kind_of_error(error: DataError) -> str:
     if field_name.startswith(("prompt", "context")):
         return "prompt cannot be read"
     return "answers cannot be read"
-
-
-def _facts(rankings: list[Ranking]) -> dict[str, Any]:
-    sizes = Counter(len(ranking.responses) for ranking in rankings)
-    terms = baseline_terms(rankings)
-    shares = {}
-    for name in ("longer_wins", "better_model_wins"):
-        won, count = (sum(term[name][i] for term in terms) for i in (0, 1))
-        shares[name] = won / count if count else None
-    return {
-        "prompts": len({ranking.group for ranking in rankings}),
-        "answers": sum(size * count for size, count in sizes.items()),
-        "k": {str(size): sizes[size] for size in sorted(sizes)},
-        "rankings_with_ties": sum(len(set(ranking.ranks)) < len(ranking.ranks) for ranking in rankings),
-        "ranks_are_1_to_k": sum(
-            sorted(ranking.ranks) == list(range(1, len(ranking.ranks) + 1)) for ranking in rankings
-        ),
-        "turns": {str(turns): count for turns, count in sorted(Counter(len(r.messages) for r in rankings).items())},
-        **shares,
-    }
-
-
-def _measure(report: Report, rankings: list[Ranking], encoder: Encoder) -> None:
-    prompt, longest, total = [], [], []
-    for ranking in rankings:
-        try:
-            item = encoder.encode_ranking(ranking)
-        except DataError as error:
-            report.errors["refused by the chat template"].append(ranking.line)
-            report.messages.append(str(error))
-            continue
-        prompt.append(len(item.prefix))
-        longest += [len(item.prefix) + len(s) + cut for s, cut in zip(item.suffixes, item.cut, strict=True)]
-        total.append(item.num_tokens)
-        if any(item.cut):
-            report.warnings[f"longer than {encoder.max_length} tokens"].append(ranking.line)
-    for name, values in (("shared prefix", prompt), ("prompt and one answer", longest), ("whole ranking", total)):
-        if values:
-            values.sort()
-            report.lengths[name] = [len(values)] + [
-                values[min(int(q * len(values)), len(values) - 1)] for q in (0.5, 0.9, 0.99, 1)
-            ]
 
 
 def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:

@@ -79,19 +79,25 @@ def _append(row: Row, ids: list[int], first_position: int, ranking: int, respons
     row.response.extend([response] * len(ids))
 
 
+def spread(prefix: int, suffixes: Sequence[int], budget: int) -> list[list[int]]:
+    """Which of a ranking's ``suffixes`` (lengths) go into one row together, each row with the ``prefix``, within ``budget`` where
+    possible."""
+    pieces: list[list[int]] = []
+    used = budget + 1
+    for k, length in enumerate(suffixes):
+        if used + length > budget:
+            pieces.append([])
+            used = prefix
+        pieces[-1].append(k)
+        used += length
+    return pieces
+
+
 def split(ranking: EncodedRanking, budget: int) -> list[EncodedRanking]:
     """``ranking`` in pieces of whole responses that fit ``budget`` where possible, the prefix repeated in each.
 
     Responses do not depend on one another, only a loss does on all of them. The pieces' suffixes in order are the ranking's.
     """
-    pieces: list[list[int]] = []
-    used = budget + 1
-    for k, suffix in enumerate(ranking.suffixes):
-        if used + len(suffix) > budget:
-            pieces.append([])
-            used = len(ranking.prefix)
-        pieces[-1].append(k)
-        used += len(suffix)
     return [
         replace(
             ranking,
@@ -101,5 +107,5 @@ def split(ranking: EncodedRanking, budget: int) -> list[EncodedRanking]:
             ranks=[ranking.ranks[k] for k in piece] if ranking.ranks else [],
             offsets=[ranking.offsets[k] for k in piece] if ranking.offsets else [],
         )
-        for piece in pieces
+        for piece in spread(len(ranking.prefix), [len(suffix) for suffix in ranking.suffixes], budget)
     ]

