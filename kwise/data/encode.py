@@ -44,14 +44,11 @@ class Encoder:
         That token is the one a plain forward pass over ``apply_chat_template``'s ids ends with, so every tool that
         renders the same template reads the same reward.
         """
-        sequences, cut = [], []
-        for response in responses:
-            kept, removed = self._sequence([*messages, Message(role="assistant", content=response)])
-            sequences.append(kept)
-            cut.append(removed)
+        conversations = [[*messages, Message(role="assistant", content=response)] for response in responses]
+        sequences, cut = zip(*self._sequences(conversations), strict=True)
         shared = min(shared_length(sequences), min(map(len, sequences)) - 1)
         suffixes = [ids[shared:] for ids in sequences]
-        return EncodedRanking(sequences[0][:shared], suffixes, [len(s) - 1 for s in suffixes], cut, list(ranks))
+        return EncodedRanking(sequences[0][:shared], suffixes, [len(s) - 1 for s in suffixes], list(cut), list(ranks))
 
     def encode_ranking(self, ranking: Ranking) -> EncodedRanking:
         """``encode`` of a ranking with its ranks. What the template or the truncation rule refuses is a ``DataError``."""
@@ -61,24 +58,32 @@ class Encoder:
         except (ValueError, TemplateError) as error:
             raise DataError(f"cannot be encoded: {error}", file=ranking.file, line=ranking.line) from error
 
-    def _sequence(self, conversation: list[Message]) -> tuple[list[int], int]:
-        """The ids of a conversation after truncation, and how many it removed."""
-        ids = self._one_bos(list(self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)))
-        if not ids:
-            raise ValueError("the chat template renders the conversation as nothing")
-        kept = self._truncate(ids)
-        return kept, len(ids) - len(kept)
+    def _sequences(self, conversations: list[list[Message]]) -> list[tuple[list[int], int]]:
+        """The ids of each conversation after truncation, and how many it removed."""
+        # in one call: one for each takes two fifths longer
+        rendered = self.tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=False)
+        found = []
+        for ids in self._one_bos([list(ids) for ids in rendered]):
+            if not ids:
+                raise ValueError("the chat template renders the conversation as nothing")
+            kept = self._truncate(ids)
+            found.append((kept, len(ids) - len(kept)))
+        return found
 
-    def _one_bos(self, ids: list[int]) -> list[int]:
+    def _one_bos(self, sequences: list[list[int]]) -> list[list[int]]:
         """Exactly one BOS: a doubled one is made one; a missing one is added where the tokenizer itself would add it."""
         bos = self.tokenizer.bos_token_id
         if bos is None:
-            return ids
-        while len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids = ids[1:]
-        if ids[:1] != [bos] and self.tokenizer("").input_ids[:1] == [bos]:
-            ids = [bos, *ids]
-        return ids
+            return sequences
+        found = []
+        for ids in sequences:
+            doubled = 0
+            while len(ids) > doubled + 1 and ids[doubled] == ids[doubled + 1] == bos:
+                doubled += 1
+            found.append(ids[doubled:])
+        if any(ids[:1] != [bos] for ids in found) and self.tokenizer("").input_ids[:1] == [bos]:
+            found = [ids if ids[:1] == [bos] else [bos, *ids] for ids in found]
+        return found
 
     def _truncate(self, ids: list[int]) -> list[int]:
         if len(ids) <= self.max_length:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from kwise.data.cache import content_hash
 from kwise.records import DataError
 
 STARTER = {name: Path(__file__).parent.parent / "starter" / f"{name}.jsonl" for name in ("train", "heldout")}
@@ -26,8 +27,28 @@ def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     passed over. Raises ``DataError`` for what cannot be read at all: a missing file, a directory, an empty file, a CSV, a
     JSON array.
     """
+    local = _resolve(path)
+    yield from _hub(path) if local is None else _local(str(local))
+
+
+def content_key(path: str) -> str:
+    """What changes whenever the rows of ``path`` (as ``read_lines`` takes it) do: a hash of the file's bytes, or the commit of
+    the hub's data set. Raises ``DataError`` for what is not there."""
+    local = _resolve(path)
+    if local is not None:
+        return content_hash(local)
+    from huggingface_hub import HfApi
+
+    try:
+        return f"{path}@{HfApi().dataset_info(path.partition(':')[0]).sha}"
+    except Exception as error:  # the hub client raises many unrelated types; all mean that the data cannot be had
+        raise DataError(f"no such file, and the hub gave no such data set ({error})", file=path) from error
+
+
+def _resolve(path: str) -> Path | None:
+    """The local file that ``path`` means, or None for a hub data set."""
     if path.startswith("starter:") and path.removeprefix("starter:") in STARTER:
-        path = str(STARTER[path.removeprefix("starter:")])
+        return STARTER[path.removeprefix("starter:")]
     local = Path(path)
     if local.is_dir():
         files = sorted(p.name for p in local.iterdir() if re.search(r"\.(jsonl?|parquet)(\.gz|\.zst)?$", p.name))
@@ -38,11 +59,10 @@ def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
             "this is a pipe or a device: kwise reads a file more than once, so save it as one first", file=path
         )
     if local.exists():
-        yield from _local(path)
-    elif HUB_ID.fullmatch(path) and not Path(path.partition("/")[0]).exists():
-        yield from _hub(path)
-    else:
-        raise DataError("no such file", file=path)
+        return local
+    if HUB_ID.fullmatch(path) and not Path(path.partition("/")[0]).exists():
+        return None
+    raise DataError("no such file", file=path)
 
 
 def _local(path: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:

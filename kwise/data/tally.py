@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kwise.data.packing import plan, split
+import numpy as np
+
+from kwise.data.encoded import Shapes, shapes
+from kwise.data.packing import plan, spread
 from kwise.records import EncodedRanking
 
 
@@ -44,40 +47,57 @@ class Tally:
 
 def tally(rankings: Sequence[EncodedRanking], steps: Iterable[Sequence[Sequence[int]]], budget: int) -> Tally:
     """Count ``steps``: for each step, which of ``rankings`` each process has, in rows of at most ``budget`` tokens."""
-    found = Tally()
+    found, lengths = Tally(), shapes(rankings)
+    tokens = lengths.num_tokens.tolist()
+    padded, pairs, seen = (each.tolist() for each in _costs(lengths))
     for shares in steps:
-        tokens = []
+        run = []
         for share in shares:
-            rows = [[rankings[share[m]] for m in own] for own in plan([rankings[i].num_tokens for i in share], budget)]
             before = found.run
-            for row in rows:
-                _count(found, row, budget)
-            tokens.append(found.run - before)
-        found.waited += sum(max(tokens) - each for each in tokens)
+            for row in plan([tokens[i] for i in share], budget):
+                own = [share[member] for member in row]
+                pieces = [[0]]
+                if tokens[own[0]] > budget:
+                    first, last = lengths.bounds[own[0] : own[0] + 2]
+                    prefix, suffixes = int(lengths.prefix[own[0]]), lengths.suffix[first:last].tolist()
+                    pieces = spread(prefix, suffixes, budget)
+                if len(pieces) > 1:
+                    parts = [[suffixes[k] for k in piece] for piece in pieces]
+                    rows = [prefix + sum(part) for part in parts]
+                    found.again += sum(rows)
+                    found.repeated += sum(rows) - tokens[own[0]]
+                    found.seen += sum(_seen(prefix, part) for part in parts)
+                else:
+                    rows = [sum(tokens[i] for i in own)]
+                    found.seen += sum(seen[i] for i in own)
+                found.rankings += len(own)
+                found.rows += len(rows)
+                found.run += sum(rows)
+                found.room += sum(max(budget, each) for each in rows)
+                found.longest_row = max(found.longest_row, *rows)
+                found.padded += sum(padded[i] for i in own)
+                found.pairs += sum(pairs[i] for i in own)
+            run.append(found.run - before)
+        found.waited += sum(max(run) - each for each in run)
     return found
 
 
-def _count(found: Tally, row: list[EncodedRanking], budget: int) -> None:
-    pieces = split(row[0], budget) if len(row) == 1 else []
-    rows = [[piece] for piece in pieces] if len(pieces) > 1 else [row]
-    lengths = [sum(item.num_tokens for item in each) for each in rows]
-    found.rankings += len(row)
-    found.rows += len(rows)
-    found.run += sum(lengths)
-    found.again += sum(lengths) if len(rows) > 1 else 0
-    found.repeated += sum(lengths) - sum(item.num_tokens for item in row)
-    found.room += sum(max(budget, each) for each in lengths)
-    found.longest_row = max(found.longest_row, *lengths)
-    for item in [each for own in rows for each in own]:
-        found.seen += seen_pairs(item)
-    for item in row:
-        sizes = sorted(len(item.prefix) + len(suffix) for suffix in item.suffixes)
-        found.padded += sizes[-1] * len(sizes)
-        found.pairs += sum(2 * size * shorter for shorter, size in enumerate(sizes))
+def _costs(lengths: Shapes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[n] int64 each: a ranking's tokens as padded sequences, as padded pairs, and its ``seen_pairs``."""
+    sizes = np.diff(lengths.bounds)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    whole = lengths.prefix[owner] + lengths.suffix
+    shorter = np.arange(len(whole)) - lengths.bounds[owner]  # of a ranking's sequences in order of length
+    pairs = 2 * whole[np.lexsort((whole, owner))] * shorter
+    own = lengths.suffix * (lengths.suffix + 1) // 2 + lengths.suffix * lengths.prefix[owner]
+    seen = lengths.prefix * (lengths.prefix + 1) // 2 + lengths.each(np.add, own)
+    return sizes * lengths.each(np.maximum, whole), lengths.each(np.add, pairs), seen
 
 
 def seen_pairs(ranking: EncodedRanking) -> int:
     """How many pairs (token, token it sees) a ranking has in a row of its own; a sliding window is not counted."""
-    prefix = len(ranking.prefix)
-    own = sum(n * (n + 1) // 2 + n * prefix for n in map(len, ranking.suffixes))
-    return prefix * (prefix + 1) // 2 + own
+    return _seen(len(ranking.prefix), [*map(len, ranking.suffixes)])
+
+
+def _seen(prefix: int, suffixes: list[int]) -> int:
+    return prefix * (prefix + 1) // 2 + sum(n * (n + 1) // 2 + n * prefix for n in suffixes)

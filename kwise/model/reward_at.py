@@ -36,6 +36,9 @@ class TextEncoder(Encoder):
     """``Encoder`` for code that renders the template as text and tokenises that: the BOS that the template writes and the one
     that the tokenizer adds both stay, and the tokenizer truncates."""
 
+    def _sequences(self, conversations: list[list[Message]]) -> list[tuple[list[int], int]]:
+        return [self._sequence(conversation) for conversation in conversations]
+
     def _sequence(self, conversation: list[Message]) -> tuple[list[int], int]:
         text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
         ids: list[int] = self.tokenizer(text).input_ids

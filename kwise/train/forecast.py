@@ -30,13 +30,13 @@ from kwise.model.reward_model import TOKENS_PER_ROW, RewardModel, map_rows
 from kwise.objective.design import CHUNK, IN_MEMORY
 from kwise.records import EncodedRanking
 from kwise.train.recipe import Recipe
-from kwise.train.run import build_trainer, load_base, read_data, trainer_config
+from kwise.train.run import build_trainer, encode, load_base, read_data, trainer_config
 from kwise.train.run_folder import RunFolder
 from kwise.train.trainer import KwiseTrainer
 
 PARTS = (0.05, 0.25, 0.5, 0.75)  # of the longest row: what is measured; the first warms up and makes optimiser state
 ROUNDS = 3  # of the measurement: memory is watched in the first; of all the fastest counts, since other work only adds
-ENOUGH = 1000  # rankings to look through for one that fits
+ENOUGH = 1000  # rankings to take rows from
 FAR = 16  # times the longest row: further than that no line is drawn
 BACKWARD = 2  # a backward pass takes about twice a forward pass
 
@@ -98,14 +98,14 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
             "load_best_model_at_end": False,
         }
         quiet |= {"report_to": "none", "disable_tqdm": True}
-        rankings, held_out = read_data(recipe)
+        rankings, held_out = read_data(recipe, texts=config is None)
         model = load_base(recipe, folder)
         scored = encode_distinct(model.encoder, held_out).encoded
         if config is None:
             pool = encode_distinct(model.encoder, rankings).encoded
             return _of_head(model, pool, scored, sum(len(ranking.ranks) for ranking in rankings), recipe)
         rehearsed = trainer_config(replace(recipe, trainer=recipe.trainer | quiet))
-        trainer = build_trainer(model, rankings, [], recipe, rehearsed, folder, kind=Rehearsal)
+        trainer = build_trainer(model, encode(model, recipe, folder), [], recipe, rehearsed, folder, kind=Rehearsal)
         assert isinstance(trainer, Rehearsal)
         return _of_trainer(trainer, scored, recipe)
 
@@ -190,12 +190,13 @@ class Rehearsal(KwiseTrainer):
 def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Recipe) -> Forecast:
     found, args = trainer.tally(), trainer.args
     items = trainer.train_dataset
+    steps_per_epoch = -(-len(items) // args.rankings_per_step)
+    items = items[:ENOUGH]
     rows = [_fill(items, part * found.longest_row) for part in PARTS * ROUNDS]
     trainer.train_dataset = [item for row in rows for item in row]
     ends = np.cumsum([0] + [len(row) for row in rows])
     trainer.steps = [list(range(a, b)) for a, b in pairwise(ends)]
     trainer.measured, trainer.between = [], []
-    steps_per_epoch = -(-len(items) // args.rankings_per_step)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * steps_per_epoch))
     args.max_steps = len(trainer.steps)
     trainer.train()
@@ -213,7 +214,7 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
     meter = Meter(args.device, watched=False)
     with torch.no_grad(), meter:
         list(map_rows(trainer.decoder, rows[-1], hidden_states))
-    forward = meter.seconds / sum(items[i].num_tokens for i in trainer.steps[-1])
+    forward = meter.seconds / sum(item.num_tokens for item in rows[-1])
     return Forecast(
         found,
         steps,
@@ -276,7 +277,7 @@ def _fill(items: Sequence[EncodedRanking], target: float) -> list[EncodedRanking
         if item.num_tokens <= free:
             row.append(item)
             free -= item.num_tokens
-    pieces = [piece for item in items[:ENOUGH] for piece in split(item, free)]
+    pieces = [piece for item in items for piece in split(item, free)]
     fitting = [piece for piece in pieces if piece.num_tokens <= free]
     if fitting:
         row.append(max(fitting, key=lambda piece: piece.num_tokens))

@@ -1,6 +1,5 @@
 """A recipe -> a run folder: data, model, training, evaluation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from kwise.data.covariates import covariates, label
+from kwise.data.encoded import EncodedRankings, encode_files
 from kwise.data.sources import read_rankings
 from kwise.data.unique import EncodedPool, encode_distinct
 from kwise.model import backbone
@@ -32,6 +32,7 @@ from kwise.train.recipe import Recipe
 from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseConfig, KwiseTrainer
 
+NOTHING = "{}: every ranking is tied throughout, so there is nothing to learn"
 NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval
 
 
@@ -61,12 +62,13 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
     folder.clear(recipe, start_over)
     checkpoint = folder.newest_checkpoint()
-    rankings, held_out = read_data(recipe)
-    folder.open(recipe, rankings, held_out)
+    rankings, held_out = read_data(recipe, fits_head)
+    model = load_base(recipe, folder)
+    training = rankings if config is None else encode(model, recipe, folder)
+    folder.open(recipe, training, held_out)
     for key in recipe.trainer if config is None else ():
         if key != "bf16":
             folder.say(f"WARNING: trainer.{key} has no effect with method 'head'")
-    model = load_base(recipe, folder)
 
     # the new head is zero, so every reward is 0: nothing need be run to know that
     before = _evaluate(held_out, [[0.0] * len(ranking.ranks) for ranking in held_out], "before", folder)
@@ -75,14 +77,17 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
         "method": recipe.method,
         "objective": recipe.objective,
         "objective_options": recipe.objective_options,
-        "rankings": len(rankings),
+        "rankings": len(training),
         "kwise": version("kwise"),
     }
     if fits_head:
         facts |= _fit_head(model, rankings, recipe, folder)
     if config is not None:
-        coefficients = [found["coefficient"] for found in facts.get("covariates", {}).values()]
-        model.model = _train_backbone(model, rankings, held_out, recipe, config, folder, checkpoint, coefficients)
+        assert isinstance(training, EncodedRankings)
+        if coefficients := [found["coefficient"] for found in facts.get("covariates", {}).values()]:
+            columns = (covariates(recipe.fit.covariates, ranking.responses) for ranking in rankings)
+            training = training.with_offsets([(own @ np.asarray(coefficients)).tolist() for own in columns])
+        model.model = _train_backbone(model, training, held_out, recipe, config, folder, checkpoint)
     after = None
     if folder.main:
         folder.save_unfinished(model)
@@ -96,20 +101,41 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     return Result(folder.path / "model", before, after)
 
 
-def read_data(recipe: Recipe) -> tuple[list[Ranking], list[Ranking]]:
-    """The rankings to train on and those held out. Raises ``DataError``, and ``ValueError`` where nothing can be learned."""
-    rankings, held_out = (
-        [ranking for file in files for ranking in read_rankings(file, recipe.data.source)]
-        for files in (recipe.data.train, recipe.data.eval)
-    )
+def read_data(recipe: Recipe, texts: bool) -> tuple[list[Ranking], list[Ranking]]:
+    """The rankings to train on and those held out. Raises ``DataError``, and ``ValueError`` where nothing can be learned.
+
+    Training alone needs ids and no ``texts``: then only the first ranking of each file is read, to see that it is there.
+    """
+    held_out = [ranking for file in recipe.data.eval for ranking in read_rankings(file, recipe.data.source)]
+    if not texts:
+        for file in recipe.data.train:
+            next(read_rankings(file, recipe.data.source))
+        return [], held_out
+    rankings = [ranking for file in recipe.data.train for ranking in read_rankings(file, recipe.data.source)]
     assert_something_ranked(rankings, recipe.data.train)
     return rankings, held_out
+
+
+def encode(model: RewardModel, recipe: Recipe, folder: RunFolder) -> EncodedRankings:
+    """The rankings to train on as ids, from the cache where they are there. Raises as ``read_data`` does."""
+    with progress_bar(folder.console) as bar:
+        task = bar.add_task("rankings encoded", total=None, visible=folder.main)
+        encoded = encode_files(
+            model.encoder,
+            recipe.data.train,
+            recipe.data.source,
+            folder.say,
+            lambda done: bar.update(task, completed=done),
+        )
+    if encoded.all_tied:
+        raise ValueError(NOTHING.format(", ".join(recipe.data.train)))
+    return encoded
 
 
 def assert_something_ranked(rankings: list[Ranking], files: list[str]) -> None:
     """Raises ``ValueError`` where nothing can be learned."""
     if all(len(set(ranking.ranks)) == 1 for ranking in rankings):
-        raise ValueError(f"{', '.join(files)}: every ranking is tied throughout, so there is nothing to learn")
+        raise ValueError(NOTHING.format(", ".join(files)))
 
 
 def trainer_config(recipe: Recipe) -> KwiseConfig:
@@ -231,15 +257,14 @@ def head_designs(
 
 def build_trainer(
     model: RewardModel,
-    rankings: list[Ranking],
+    training: EncodedRankings,
     held_out: list[Ranking],
     recipe: Recipe,
     config: KwiseConfig,
     folder: RunFolder,
     kind: type[KwiseTrainer] = KwiseTrainer,
-    coefficients: Sequence[float] = (),
 ) -> KwiseTrainer:
-    """The trainer of methods ``lora`` and ``full``. ``coefficients`` of the recipe's covariates are the head fit's, and stay."""
+    """The trainer of methods ``lora`` and ``full``."""
     adapters = LoraConfig(
         task_type="SEQ_CLS",
         r=recipe.lora.r,
@@ -249,18 +274,7 @@ def build_trainer(
     )
     peft_config = adapters if recipe.method == "lora" else None
     callbacks = [MetricsFile(folder)]
-    names = recipe.fit.covariates if coefficients else []
-    offsets = [(covariates(names, ranking.responses) @ np.asarray(coefficients)).tolist() for ranking in rankings]
-    trainer = kind(
-        model.model,
-        config,
-        rankings,
-        held_out,
-        model.tokenizer,
-        peft_config,
-        offsets if coefficients else None,
-        callbacks=callbacks,
-    )
+    trainer = kind(model.model, config, training, held_out, model.tokenizer, peft_config, callbacks=callbacks)
     for name, count in trainer.cut.items():
         _say_cut(count, f"{name} rankings' responses", recipe, folder)
     return trainer
@@ -268,16 +282,15 @@ def build_trainer(
 
 def _train_backbone(
     model: RewardModel,
-    rankings: list[Ranking],
+    training: EncodedRankings,
     held_out: list[Ranking],
     recipe: Recipe,
     config: KwiseConfig,
     folder: RunFolder,
     checkpoint: Path | None,
-    coefficients: Sequence[float],
 ) -> PreTrainedModel:
     """Adapters are merged into plain weights at the end."""
-    trainer = build_trainer(model, rankings, held_out, recipe, config, folder, coefficients=coefficients)
+    trainer = build_trainer(model, training, held_out, recipe, config, folder)
     folder.say(f"an epoch is {trainer.tally()}")
     trainer.stop = StopOnSignal(folder.say)
     try:

@@ -14,11 +14,13 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
@@ -27,6 +29,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from kwise.data.check import check
+from kwise.data.encoded import EncodedRankings, prompt_hashes
 from kwise.model.reward_model import RewardModel
 from kwise.records import Ranking
 from kwise.train.checkpoints import newest, write_whole
@@ -93,16 +96,17 @@ class RunFolder:
             self.say(f"going on from {found[0]}")
         return found[0]
 
-    def open(self, recipe: Recipe, rankings: list[Ranking], held_out: list[Ranking]) -> None:
+    def open(self, recipe: Recipe, training: Sequence[Ranking] | EncodedRankings, held_out: list[Ranking]) -> None:
         """Write recipe, versions and data checks; report held-out prompts that are also trained on."""
         if not self.main:
             return
-        known = {group for ranking in rankings for group in (ranking.group, ranking.prompt)}
-        leaked = [ranking for ranking in held_out if {ranking.group, ranking.prompt} & known]
-        if leaked:
+        known = np.concatenate(prompt_hashes(training))
+        leaked = np.flatnonzero(np.isin(prompt_hashes(held_out), known).any(axis=0))
+        if len(leaked):
+            first = held_out[leaked[0]]
             self.say(
                 f"WARNING: {len(leaked)} of {len(held_out)} held-out rankings have a prompt that is also trained on; their "
-                f"metrics are not held-out. The first: {leaked[0].file}, line {leaked[0].line}"
+                f"metrics are not held-out. The first: {first.file}, line {first.line}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.again:
@@ -116,9 +120,13 @@ class RunFolder:
             "command": sys.argv[1:],
         }
         self._write("versions.json", versions)
-        files = {file: check(file, recipe.data.source).to_json() for file in [*recipe.data.train, *recipe.data.eval]}
+        known_files = training.reports if isinstance(training, EncodedRankings) else {}
+        files = {
+            file: known_files.get(file) or check(file, recipe.data.source).to_json()
+            for file in [*recipe.data.train, *recipe.data.eval]
+        }
         self._write("data.json", {"files": files, "held_out_with_trained_prompt": len(leaked)})
-        self.say(f"{len(rankings)} rankings to train on, {len(held_out)} held out; run folder {self.path}")
+        self.say(f"{len(training)} rankings to train on, {len(held_out)} held out; run folder {self.path}")
 
     def say(self, text: str) -> None:
         """One message to the user."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
+from kwise.data.encoded import EncodedRankings, fingerprint, shapes
 from kwise.data.packing import build_row, deal, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
@@ -94,7 +95,7 @@ class KwiseTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: KwiseConfig,
-        train_dataset: Sequence[Ranking] | None = None,
+        train_dataset: Sequence[Ranking] | EncodedRankings | None = None,
         eval_dataset: Sequence[Ranking] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
@@ -122,15 +123,23 @@ class KwiseTrainer(Trainer):
             self.settings.trained = {"layers": self.decoder.config.get_text_config().num_hidden_layers}
         self.encoder = Encoder(processing_class, args.max_length, args.truncation)
         self.eval_rankings = list(eval_dataset or [])
-        encoded = {
-            name: [self.encoder.encode_ranking(ranking) for ranking in rankings]
-            for name, rankings in (("train", train_dataset or []), ("eval", self.eval_rankings))
+        if isinstance(train_dataset, EncodedRankings):
+            if train_dataset.fingerprint != fingerprint(self.encoder):
+                raise ValueError(
+                    "train_dataset was encoded with another tokenizer, chat template, max_length or truncation"
+                )
+            training: Sequence[EncodedRanking] = (
+                train_dataset if offsets is None else train_dataset.with_offsets(offsets)
+            )
+        else:
+            training = [self.encoder.encode_ranking(ranking) for ranking in train_dataset or []]
+            if offsets is not None:
+                training = [replace(item, offsets=list(own)) for item, own in zip(training, offsets, strict=True)]
+        encoded = {"train": training, "eval": [self.encoder.encode_ranking(ranking) for ranking in self.eval_rankings]}
+        self.cut = {
+            name: items.num_cut if isinstance(items, EncodedRankings) else sum(any(item.cut) for item in items)
+            for name, items in encoded.items()
         }
-        if offsets is not None:
-            encoded["train"] = [
-                replace(item, offsets=list(own)) for item, own in zip(encoded["train"], offsets, strict=True)
-            ]
-        self.cut = {name: sum(any(item.cut) for item in items) for name, items in encoded.items()}
         super().__init__(
             model=model,
             args=args,
@@ -156,7 +165,7 @@ class KwiseTrainer(Trainer):
 
     def _sampler(self) -> "StepSampler":
         return StepSampler(
-            [item.num_tokens for item in self.train_dataset],
+            shapes(self.train_dataset).num_tokens.tolist(),
             self.args.rankings_per_step,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             process=self.accelerator.process_index,
@@ -372,8 +381,8 @@ class KwiseTrainer(Trainer):
     @cached_property
     def _filler(self) -> Row:
         """The shortest there is: one response."""
-        by_length = min(self.train_dataset, key=lambda item: len(item.prefix) + min(map(len, item.suffixes)))
-        return build_row([min(split(by_length, 1), key=lambda piece: piece.num_tokens)], [0])
+        shortest = self.train_dataset[shapes(self.train_dataset).shortest]
+        return build_row([min(split(shortest, 1), key=lambda piece: piece.num_tokens)], [0])
 
     def _not_finite(self, what: str, own: list[str]) -> str:
         """The message of the guards, the same in every process."""
