@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import measure
 import psutil
 
 RANKINGS, K = 183_000, 7
@@ -124,6 +123,8 @@ def main() -> None:
     if given.start:
         start(given.start)
         return
+    import measure  # here, since every process that encodes imports this file, and measure imports torch
+
     measure.print_header(measure.header(given))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
