@@ -81,11 +81,11 @@ class KwiseTrainer(Trainer):
     """Trains a one-label sequence classifier on rankings of any K with packed, prefix-shared rows.
 
     ``model`` comes from ``kwise.model.backbone.from_causal_lm`` or ``AutoModelForSequenceClassification``; ``train_dataset`` and
-    ``eval_dataset`` are sequences of ``Ranking``. With ``peft_config`` adapters are trained and the head ``score`` is always
-    trained and saved. ``offsets[i][k]`` is added to the reward of response k of training ranking i, and to none that is
-    scored: what covariates explain (``kwise.data.covariates``) the model need not. Everything else (optimisers, schedules,
-    trackers, checkpoints) is ``transformers.Trainer``'s. ``cut`` holds, per data set, how many rankings had a response
-    shortened to ``max_length``.
+    ``eval_dataset`` are sequences of ``Ranking``, the former also what ``kwise.data.encoded.encode_files`` gives. With
+    ``peft_config`` adapters are trained and the head ``score`` is always trained and saved. ``offsets[i][k]`` is added to the
+    reward of response k of training ranking i, and to none that is scored: what covariates explain (``kwise.data.covariates``)
+    the model need not. Everything else (optimisers, schedules, trackers, checkpoints) is ``transformers.Trainer``'s. ``cut``
+    holds, per data set, how many rankings had a response shortened to ``max_length``.
 
     Beside ``loss`` it logs ``nll``, the Plackett-Luce negative log-likelihood per ranking in nats, whatever the objective,
     averaged over the same steps. Where rewards are equal and ranks are not, that is log K!.

@@ -3,13 +3,15 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import xxhash
 import zstandard
 
-from kwise.data.lines import read_lines
+from kwise.data.lines import content_key, read_lines
 from kwise.records import DataError
 
 ROWS = [{"n": 1, "text": "ä"}, {"n": 2, "text": "b\u2028c"}, {"n": 3, "text": ""}]
@@ -313,3 +315,19 @@ def test_a_pipe_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 def test_utf_16_is_not_taken_for_csv(tmp_path: Path) -> None:
     assert "UTF-16" in refusal(write(tmp_path, '{"a": 1, "b": 2}\n'.encode("utf-16"))).problem
+
+
+def test_the_key_of_a_file_is_its_content(tmp_path: Path) -> None:
+    one, two = write(tmp_path, PLAIN, "one"), write(tmp_path, PLAIN, "two")
+    assert content_key(one) == content_key(two) == xxhash.xxh3_128_hexdigest(PLAIN)
+    write(tmp_path, PLAIN + b"\n", "two")
+    assert content_key(one) != content_key(two)
+    assert content_key("starter:train") != content_key("starter:heldout")
+
+
+def test_the_key_of_a_hub_data_set_is_its_commit_and_split(elsewhere: None, monkeypatch) -> None:
+    found = {"owner/name": SimpleNamespace(sha="abc")}
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name: found[name])
+    assert content_key("owner/name:test") == "owner/name:test@abc"
+    with pytest.raises(DataError, match="the hub gave no such data set"):
+        content_key("owner/other")

@@ -254,3 +254,13 @@ def test_a_backbone_trained_from_a_head_with_covariates_keeps_their_coefficients
 
 def entries(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_second_run_on_the_same_files_reads_what_the_first_encoded(workshop, capsys, monkeypatch):
+    monkeypatch.setenv("KWISE_CACHE", str(workshop / "cache"))
+    for name, words in (("one", "kept in"), ("two", "encoded before")):
+        run(workshop, "method=full", "trainer.max_steps=1", f"output={workshop / name}")
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "rankings a second" in line]
+        assert "train.jsonl: 12 rankings" in line and words in line
+    data = [json.loads((workshop / name / "data.json").read_text()) for name in ("one", "two")]
+    assert data[0] == data[1] and data[1]["files"][str(workshop / "train.jsonl")]["answers"] == 36

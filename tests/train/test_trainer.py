@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
+from kwise.data.encode import Encoder
+from kwise.data.encoded import encode_files
 from kwise.losses import OBJECTIVES
 from kwise.train.step import random_state, random_state_of
 from kwise.train.trainer import StepSampler
@@ -427,3 +429,28 @@ def main(folder: str, budget: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+@pytest.mark.parametrize("with_offsets", [False, True])
+def test_rankings_encoded_before_train_to_the_same_weights(tokenizer, tmp_path, with_offsets):
+    rankings = make_rankings(10)
+    lines = [
+        {
+            "context": each.messages,
+            "completions": [{"rank": r, "completion": a} for r, a in zip(each.ranks, each.responses, strict=True)],
+        }
+        for each in rankings
+    ]
+    (tmp_path / "made.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encoded = encode_files(Encoder(tokenizer, 128), [str(tmp_path / "made.jsonl")])
+    offsets = [[0.5 * rank for rank in each.ranks] for each in rankings] if with_offsets else None
+    weights = []
+    for given in (rankings, encoded):
+        trainer = make_trainer(tokenizer, tmp_path / "out", given, offsets=offsets, tokens_per_row=200)
+        tally = trainer.tally()
+        trainer.train()
+        weights.append((trainer.decoder.state_dict(), logged(trainer), tally, trainer.cut))
+    assert weights[0][1:] == weights[1][1:]
+    assert all(torch.equal(weights[0][0][name], weights[1][0][name]) for name in weights[0][0])
+    with pytest.raises(ValueError, match="encoded with another tokenizer"):
+        make_trainer(tokenizer, tmp_path / "out", encoded, max_length=64)
