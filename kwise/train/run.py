@@ -286,7 +286,9 @@ def _train_backbone(
     except TrainingStopped as stopped:
         folder.say(f"{stopped.message}; the same command goes on from there")
         raise
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trainer.whole_model()
+    if not folder.main:
+        return model.model
     return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
 
 
