@@ -60,6 +60,7 @@ class KwiseConfig(TrainingArguments):
     attention: str = field(default="auto", metadata={"help": "auto, or a name of kwise.model.attention"})
     logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "kwise stops at a non-finite loss"})
+    fsdp: bool | None = field(default=None, metadata={"help": "shard weights over the GPUs, by FSDP2"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "a row uses every parameter"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "a data set of rankings has no columns"})
 
