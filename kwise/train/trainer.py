@@ -191,6 +191,7 @@ class KwiseTrainer(Trainer):
         elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.resumed_at = read_seal(self.resumed_from)["step"] if self.resumed_from else 0
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.epoch_ended_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
@@ -298,8 +299,8 @@ class KwiseTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As ``transformers.Trainer.log``, with ``nll`` beside the training ``loss``."""
-        if self.resumed_from is not None and "train_runtime" in logs:  # that is this call's, so the rates are too
-            share = 1 - read_seal(self.resumed_from)["step"] / self.state.global_step
+        if "train_runtime" in logs:  # which is that of this call, so that the rates must be too
+            share = 1 - self.resumed_at / self.state.global_step
             logs |= {name: logs[name] * share for name in ("train_samples_per_second", "train_steps_per_second")}
         if "loss" in logs and self.nll_steps:
             total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
