@@ -123,6 +123,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what it will take (tokens, rows, memory, time) and stop")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify-resume", help="prove on a few steps that a killed run goes on alike, and stop")
+    ] = False,
 ) -> None:
     """Train a reward model from rankings by a recipe."""
     with user_errors():
@@ -133,6 +136,22 @@ def train(
         if dry_run:
             quiet_libraries()
             console.print(str(forecast(settings, errors)), highlight=False, soft_wrap=True)
+            return
+        if verify:
+            from kwise.train.verify_resume import STEPS, verify_resume
+
+            differences = verify_resume(settings)
+            for each in differences:
+                errors.print(each, markup=False, highlight=False, soft_wrap=True)
+            if differences:
+                raise ValueError(
+                    "a run that was killed and gone on with is not the same as one that was not: see above"
+                )
+            console.print(
+                f"{STEPS} steps, killed with SIGKILL at a checkpoint and gone on with: weights, optimiser, schedule and log are "
+                "those of an uninterrupted run, bit for bit",
+                soft_wrap=True,
+            )
             return
         run(settings, resume)
 

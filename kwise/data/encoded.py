@@ -15,6 +15,7 @@ import multiprocessing
 import operator
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -476,6 +477,7 @@ def _start(encoder: Encoder) -> None:
     global _encoder
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 

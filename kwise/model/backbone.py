@@ -1,6 +1,7 @@
 """Any decoder of transformers with one linear unit in place of its LM head, loaded strictly."""
 
 import contextlib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,13 +28,18 @@ TEMPLATES = {path.stem: path for path in sorted(Path(__file__).with_name("templa
 
 
 def from_causal_lm(
-    base: str | os.PathLike[str], layers: int | None = None, dtype: torch.dtype = torch.float32
+    base: str | os.PathLike[str],
+    layers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: bool = False,
 ) -> PreTrainedModel:
     """The causal LM ``base`` (folder or hub id) as a sequence classifier with one label and a zero head.
 
-    ``layers`` keeps only the first so many decoder layers (the final norm stays); None keeps all. A zero head scores
-    everything 0, so the first Plackett-Luce loss is exactly log K!. Raises ``ValueError`` naming every backbone tensor that
-    the checkpoint lacks or that the model has no place for, and for a base that is a classifier already.
+    ``layers`` keeps only the first so many decoder layers (the final norm stays); None keeps all. ``quantize`` holds the weights
+    of all linear layers but the head in 4 bits (nf4, doubly quantised: Dettmers et al. 2023, arXiv 2305.14314) and computes in
+    ``dtype``. A zero head scores everything 0, so the first Plackett-Luce loss is exactly log K!. Raises ``ValueError`` naming
+    every backbone tensor that the checkpoint lacks or that the model has no place for, and for a base that is a classifier
+    already.
     """
     with _naming(base):
         config = AutoConfig.from_pretrained(base, num_labels=1)
@@ -41,9 +48,30 @@ def from_causal_lm(
     if layers is not None:
         _cut(config, layers)
     config.problem_type = "regression"  # without it serving engines pass the single logit through a sigmoid
-    model = _load(base, dtype, lambda name: _is_of_causal_lm(name, layers), new=f"{HEAD}.weight", config=config)
+    options = {"quantization_config": four_bits(dtype)} if quantize else {}
+    model = _load(
+        base, dtype, lambda name: _is_of_causal_lm(name, layers), new=f"{HEAD}.weight", config=config, **options
+    )
     torch.nn.init.zeros_(getattr(model, HEAD).weight)
+    for module in model.modules() if quantize else ():
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # bitsandbytes' kernel for it has no gradient, and does not say so
+            module.support_avx512bf16_for_cpu = False
     return model
+
+
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's. Raises ``ValueError`` without the package bitsandbytes."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("weights of 4 bits need the package bitsandbytes: pip install 'kwise[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[HEAD],  # it has this name for 4 bits too
+    )
 
 
 def skeleton(base: str | os.PathLike[str], vocab_size: int | None = None) -> PreTrainedModel:

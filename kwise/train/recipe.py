@@ -32,13 +32,15 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     """``[model]``: ``base`` is a folder, a hub id or ``smollm2``. ``layers`` keeps only the first so many (0 = all).
-    ``chat_template`` is a Jinja file or a name of ``kwise.model.backbone.TEMPLATES`` (empty: the base's own)."""
+    ``chat_template`` is a Jinja file or a name of ``kwise.model.backbone.TEMPLATES`` (empty: the base's own). ``quantize``
+    = ``nf4`` holds the frozen weights in 4 bits while adapters are trained (QLoRA); they are merged into weights of ``dtype``."""
 
     base: str
     layers: int = 0
     chat_template: str = ""
     dtype: str = "float32"
     attention: str = "auto"
+    quantize: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _check(table: dict[str, Any]) -> list[str]:
         "data.truncation": TRUNCATIONS,
         "model.attention": ATTENTION,
         "model.dtype": DTYPES,
+        "model.quantize": ("", "nf4"),
     }
     mistakes = []
     for key, legal in choices.items():
@@ -159,6 +162,8 @@ def _check(table: dict[str, Any]) -> list[str]:
             legal_range = f"at least {least}" if most is None else f"between {least} and {most}"
             mistakes.append(f"{key}: must be {legal_range}, this is {value}")
     mistakes += _check_fit(table)
+    if _get(table, ["model", "quantize"]) and table.get("method") != "lora":
+        mistakes.append("model.quantize: weights of 4 bits cannot be trained themselves; set method = 'lora'")
     epochs, steps = _get(table, ["trainer", "num_train_epochs"]), _get(table, ["trainer", "max_steps"])
     if _fits(epochs, float) and epochs <= 0 and not (_fits(steps, int) and steps > 0):
         mistakes.append(f"trainer.num_train_epochs: must be more than 0, this is {epochs}")

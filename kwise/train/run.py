@@ -1,6 +1,6 @@
 """A recipe -> a run folder: data, model, training, evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -119,13 +119,13 @@ def read_data(recipe: Recipe, texts: bool) -> tuple[list[Ranking], list[Ranking]
 def encode(model: RewardModel, recipe: Recipe, folder: RunFolder) -> EncodedRankings:
     """The rankings to train on as ids, from the cache where they are there. Raises as ``read_data`` does."""
     with progress_bar(folder.console) as bar:
-        task = bar.add_task("rankings encoded", total=None, visible=folder.main)
+        task = bar.add_task("rankings encoded", total=None, visible=False)
         encoded = encode_files(
             model.encoder,
             recipe.data.train,
             recipe.data.source,
             folder.say,
-            lambda done: bar.update(task, completed=done),
+            lambda done: bar.update(task, completed=done, visible=folder.main),
         )
     if encoded.all_tied:
         raise ValueError(NOTHING.format(", ".join(recipe.data.train)))
@@ -161,7 +161,7 @@ def load_base(recipe: Recipe, folder: RunFolder) -> RewardModel:
     base = backbone.resolve(recipe.model.base)
     tokenizer = backbone.load_tokenizer(base, recipe.model.chat_template or None)
     dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-    model = backbone.from_causal_lm(base, recipe.model.layers or None, dtype)
+    model = backbone.from_causal_lm(base, recipe.model.layers or None, dtype, bool(recipe.model.quantize))
     for note in backbone.align(model, tokenizer):
         folder.say(note)
     model.to(PartialState().device)
@@ -299,8 +299,22 @@ def _train_backbone(
     except TrainingStopped as stopped:
         folder.say(f"{stopped.message}; the same command goes on from there")
         raise
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trainer.whole_model()
+    if not folder.main:
+        return model.model
+    if isinstance(trained, PeftModel) and recipe.model.quantize:
+        trained = _on_whole_weights(trained, recipe, folder)
     return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+
+
+def _on_whole_weights(trained: PeftModel, recipe: Recipe, folder: RunFolder) -> PeftModel:
+    """The adapters of ``trained`` on the base in its own precision, which they are merged into."""
+    plain = load_base(replace(recipe, model=replace(recipe.model, quantize="")), folder).model
+    if (depth := trained.config.get_text_config().num_hidden_layers) < plain.config.get_text_config().num_hidden_layers:
+        backbone.cut_after(plain, depth)
+    whole: PeftModel = get_peft_model(plain, trained.peft_config["default"])
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(trained))
+    return whole
 
 
 def _say_cut(count: int, what: str, recipe: Recipe, folder: RunFolder) -> None:

@@ -16,7 +16,14 @@ from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
@@ -26,7 +33,7 @@ from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
-from kwise.model.reward_model import Settings, head_rewards, map_rows, row_rewards
+from kwise.model.reward_model import Settings, head_rewards, map_rows
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
@@ -54,6 +61,7 @@ class KwiseConfig(TrainingArguments):
     attention: str = field(default="auto", metadata={"help": "auto, or a name of kwise.model.attention"})
     logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "kwise stops at a non-finite loss"})
+    fsdp: bool | None = field(default=None, metadata={"help": "shard weights over the GPUs, by FSDP2"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "a row uses every parameter"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "a data set of rankings has no columns"})
 
@@ -105,8 +113,7 @@ class KwiseTrainer(Trainer):
         if processing_class is None:
             raise ValueError("processing_class: a tokenizer with a chat template is needed")
         self.decoder: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-        if not (args.fsdp or args.deepspeed):
-            self.decoder.to(args.device)  # before the attention is chosen: that depends on it
+        self.decoder.to(args.device)  # before the attention is chosen: that depends on it
         set_attention(self.decoder, args.attention)
         assert_exact(self.decoder)
         for note in backbone.align(self.decoder, processing_class):
@@ -149,6 +156,10 @@ class KwiseTrainer(Trainer):
             data_collator=lambda items: items,
             **options,
         )
+        if args.fsdp and not self.is_fsdp_enabled:
+            raise ValueError(
+                "fsdp is set, but there is nothing to shard over: accelerate shards over several GPUs only"
+            )
         self.resumed_from: Path | None = None
         self.add_callback(AtTrainBegin(self._restore_sums))
         for callback in list(self.callback_handler.callbacks):
@@ -189,6 +200,7 @@ class KwiseTrainer(Trainer):
         elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.resumed_at = read_seal(self.resumed_from)["step"] if self.resumed_from else 0
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.epoch_ended_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
@@ -296,8 +308,8 @@ class KwiseTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As ``transformers.Trainer.log``, with ``nll`` beside the training ``loss``."""
-        if self.resumed_from is not None and "train_runtime" in logs:  # that is this call's, so the rates are too
-            share = 1 - read_seal(self.resumed_from)["step"] / self.state.global_step
+        if "train_runtime" in logs:  # which is that of this call, so that the rates must be too
+            share = 1 - self.resumed_at / self.state.global_step
             logs |= {name: logs[name] * share for name in ("train_samples_per_second", "train_steps_per_second")}
         if "loss" in logs and self.nll_steps:
             total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
@@ -334,20 +346,23 @@ class KwiseTrainer(Trainer):
         """
         model.train()
         step = Step(inputs, self.accelerator.num_processes / num_items_in_batch, self.objective, self.args.device)
+        units = pack(inputs, self.args.tokens_per_row)
+        first = sum(len(unit.rows) for unit in units if len(unit.rows) > 1)
+        # gradients are exchanged in the last backward pass, which a process with nothing to do must have too
+        first, number = self._lockstep(first, max(1, sum(len(unit.rows) for unit in units)))
         passes: list[Pass] = []
-        for unit in pack(inputs, self.args.tokens_per_row):
+        plain = self.accelerator.unwrap_model(model)  # DDP exchanges buffers in a forward pass, not always alike here
+        for unit in units:
             own = [inputs[member] for member in unit.members]
             if len(unit.rows) == 1:
                 passes.append(Pass(unit.rows[0], partial(step.loss, own)))
                 continue
             states, parts = [], []
-            plain = self.accelerator.unwrap_model(
-                model
-            )  # DDP exchanges buffers in a forward pass, not always alike here
             with torch.no_grad():
                 for row in unit.rows:
                     states.append(random_state(self.args.device))
                     parts.append(self._rewards(plain, row))
+            first -= len(unit.rows)
             rewards = torch.cat(parts).requires_grad_()
             (gradient,) = torch.autograd.grad(step.loss(own, rewards), rewards)
             shares = gradient.split([len(part) for part in parts])
@@ -355,10 +370,12 @@ class KwiseTrainer(Trainer):
                 Pass(row, partial(torch.dot, share), state)
                 for row, share, state in zip(unit.rows, shares, states, strict=True)
             ]
-        if not passes:  # gradients are exchanged in the last backward pass, which a process with nothing to do has too
-            passes.append(Pass(self._filler, lambda rewards: 0.0 * rewards.sum()))
-        for number, (row, loss, state) in enumerate(passes, 1):
-            with contextlib.nullcontext() if number == len(passes) else self.accelerator.no_sync(model):
+        with torch.no_grad():
+            for _ in range(first):
+                self._rewards(plain, self._filler)
+        passes += [Pass(self._filler, lambda rewards: 0.0 * rewards.sum())] * (number - len(passes))
+        for count, (row, loss, state) in enumerate(passes, 1):
+            with contextlib.nullcontext() if count == number else self.accelerator.no_sync(model):
                 # what dropout drew in the pass without gradients, it draws again
                 with random_state_of(state, self.args.device) if state else contextlib.nullcontext():
                     rewards = self._rewards(model, row)
@@ -372,6 +389,16 @@ class KwiseTrainer(Trainer):
         self.nll, self.nll_steps = self.nll + step.nll, self.nll_steps + 1
         self.inputs = inputs
         return step.total
+
+    def _lockstep(self, *passes: int) -> list[int]:
+        """How many passes of each kind this process runs, of those it needs.
+
+        Where weights are sharded every pass is an exchange between all processes, so that all run as many as the one with the
+        most.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return [max(each) for each in zip(*gather_object([passes]), strict=True)]
+        return [*passes]
 
     def _rewards(self, model: torch.nn.Module, row: Row) -> torch.Tensor:
         with self.compute_loss_context_manager():
@@ -429,10 +456,29 @@ class KwiseTrainer(Trainer):
         if not rankings:
             raise ValueError("there are no rankings to evaluate on: give eval_dataset")
         own = range(self.accelerator.process_index, len(items), self.accelerator.num_processes)
-        self.model.eval()
-        with self.compute_loss_context_manager():
-            rewards = map_rows(self.decoder, [items[i] for i in own], row_rewards, self.args.tokens_per_row)
-            scored = dict(gather_object([(i, each.tolist()) for i, each in zip(own, rewards, strict=True)]))
+        # the engine's model where its weights are sharded, else plain: DDP's would exchange buffers
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model.eval()
+        rows: list[Row] = []
+
+        def plan(_model: PreTrainedModel, row: Row) -> torch.Tensor:
+            rows.append(row)
+            return torch.zeros(len(row.reward_at))
+
+        def read(_model: PreTrainedModel, row: Row) -> torch.Tensor:
+            return self._rewards(model, row)
+
+        mine = [items[i] for i in own]
+        for _ in map_rows(self.decoder, mine, plan, self.args.tokens_per_row):
+            pass
+        (number,) = self._lockstep(
+            len(rows)
+        )  # agreed before the first pass, as nothing else may be exchanged between passes
+        rewards = list(map_rows(self.decoder, mine, read, self.args.tokens_per_row))
+        with torch.no_grad():
+            for _ in range(number - len(rows)):
+                self._rewards(model, self._filler)
+        scored = dict(gather_object([(i, each.tolist()) for i, each in zip(own, rewards, strict=True)]))
         found = evaluate(rankings, [scored[i] for i in range(len(items))])
         metrics = {
             f"{metric_key_prefix}_{name}": metric.value
@@ -443,6 +489,22 @@ class KwiseTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
+
+    def whole_model(self) -> PreTrainedModel | PeftModel:
+        """The model with plain weights, on this process's device. Where they are sharded all processes must call this, and the
+        main one gets a copy with all of them; the others get the sharded model."""
+        model: PreTrainedModel | PeftModel = self.accelerator.unwrap_model(self.model)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return model
+        weights = self.accelerator.get_state_dict(self.model)
+        if not self.accelerator.is_main_process:
+            return model
+        decoder = AutoModelForSequenceClassification.from_config(self.decoder.config, dtype=self.decoder.config.dtype)
+        whole = get_peft_model(decoder, model.peft_config["default"]) if isinstance(model, PeftModel) else decoder
+        whole.load_state_dict(weights)
+        decoder.to(self.args.device)
+        set_attention(decoder, self.args.attention)
+        return whole
 
     def predict(self, *_: Any, **__: Any) -> Any:
         """Not for rankings: use ``RewardModel.score_rankings``."""
@@ -483,7 +545,8 @@ def read_rows(model: PreTrainedModel) -> None:
         hidden = self.base_model(
             **{name: value for name, value in named.items() if value is not None}
         ).last_hidden_state
-        return head_rewards(self, hidden[0, torch.tensor(reward_at, device=hidden.device)])
+        rewards = head_rewards(self, hidden[0, torch.tensor(reward_at, device=hidden.device)])
+        return rewards.clone()  # FSDP2 hooks into what is returned, which must not be a view
 
     model.forward = types.MethodType(forward, model)
 

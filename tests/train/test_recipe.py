@@ -297,7 +297,10 @@ def test_options_that_the_objective_does_not_take_are_all_told_with_the_other_mi
         ("trainer.rankings_per_step=1.5", "trainer.rankings_per_step: must be a whole number, this is 1.5"),
         ("trainer.save_total_limit=all", "trainer.save_total_limit: must be a whole number, this is 'all'"),
         ("trainer.num_train_epochs=0", "trainer.num_train_epochs: must be more than 0, this is 0"),
-        ("trainer.resume_from_checkpoint=x", "trainer.resume_from_checkpoint: leave it out; a run goes on"),
+        (
+            "trainer.resume_from_checkpoint=x",
+            "trainer.resume_from_checkpoint: leave it out; a run goes on from its newest checkpoint by itself",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_told_before_there_is_a_run_folder(load, override, mistake):

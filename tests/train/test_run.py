@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from workshop import PROMPT, write_rankings
 
 from kwise import DataError, RewardModel
@@ -250,6 +251,29 @@ def test_a_backbone_trained_from_a_head_with_covariates_keeps_their_coefficients
     # the first step's loss is the fit's own, which has the covariate in it: both are over all twelve rankings
     (first,) = [entry["loss"] for entry in entries(run) if "step" in entry and "loss" in entry and "nll" in entry]
     assert first == pytest.approx(model.settings.trained["loss"], abs=1e-4)
+
+
+def test_adapters_trained_on_weights_of_four_bits_are_merged_into_whole_ones(workshop):
+    pytest.importorskip("bitsandbytes")
+    config = AutoConfig.from_pretrained(workshop / "base", hidden_size=64, intermediate_size=128, head_dim=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(workshop / "base")  # its blocks have 64 weights
+    steps = ("method=lora", "model.quantize=nf4", "trainer.num_train_epochs=20")
+    result = run(workshop, *steps, "lora.target_modules=['q_proj']")
+    assert result.after["pair_accuracy"].value > result.before["pair_accuracy"].value
+    base = load_file(workshop / "base" / "model.safetensors")
+    trained = load_file(result.model / "model.safetensors")
+    for name, tensor in trained.items():
+        if "q_proj" not in name and name in base:
+            assert torch.equal(tensor, base[name]), name  # no trace of the quantisation
+    assert any(not torch.equal(trained[name], base[name]) for name in trained if "q_proj" in name)
+
+
+def test_weights_of_four_bits_are_refused_where_they_cannot_be(workshop, monkeypatch):
+    with pytest.raises(ValueError, match=r"model\.quantize: weights of 4 bits cannot be trained themselves"):
+        run(workshop, "method=full", "model.quantize=nf4")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(ValueError, match=r"pip install 'kwise\[qlora\]'"):
+        run(workshop, "method=lora", "model.quantize=nf4")
 
 
 def entries(run):

@@ -5,17 +5,19 @@ import pkgutil
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from workshop import write_rankings
+from workshop import shard_on_cpus, write_rankings
 
 from kwise.records import DataError
 from kwise.train import step, trainer
@@ -204,6 +206,55 @@ def test_a_nan_in_one_process_stops_both_and_names_its_line(workshop):
     assert f"{workshop / 'train.jsonl'}, line 3. Nothing was updated" in said
 
 
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", "fsdp", pytest.param("sharded", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)],
+)
+def test_after_one_of_two_processes_was_killed_the_run_goes_on_alike(workshop, engine):
+    write_rankings(workshop / "train.jsonl", 60, noise=4)
+    settings = {
+        "ddp": [],
+        "fsdp": ["trainer.fsdp=true"],
+        "sharded": ["trainer.fsdp=true", "trainer.fsdp_config.state_dict_type=SHARDED_STATE_DICT"],
+        "full": ["trainer.fsdp=true", "method=full"],
+    }[engine]
+
+    def last_word(process):
+        said, _ = process.communicate(timeout=200)
+        return process.returncode, said
+
+    code, said = last_word(start(workshop, workshop / "whole", *settings, processes=2))
+    assert code == 0, said
+    process = start(workshop, workshop / "cut", *settings, processes=2)
+    until(process, "'loss'")
+    while not any((workshop / "cut" / "checkpoints").glob("checkpoint-*/kwise_seal.json")):
+        time.sleep(0.01)
+    worker = [
+        child for child in psutil.Process(process.pid).children() if "test_survival" in " ".join(child.cmdline())
+    ][1]
+    worker.kill()
+    code, said = last_word(process)
+    assert code != 0 and not (workshop / "cut" / "model").exists(), said
+    code, said = last_word(start(workshop, workshop / "cut", *settings, processes=2))
+    assert code == 0 and "going on from" in said, said
+    whole = load_file(workshop / "whole" / "model" / "model.safetensors")
+    again = load_file(workshop / "cut" / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    assert entries(workshop / "cut") == entries(workshop / "whole")
+    # and with another number of processes the rankings come in the same order
+    for later in (workshop / "cut" / "checkpoints").glob("checkpoint-*"):
+        if int(later.name.split("-")[1]) > 9:
+            shutil.rmtree(later)
+    if engine == "ddp":
+        shutil.rmtree(workshop / "cut" / "model")
+        alone = run(workshop, workshop / "cut")
+        losses = [
+            [each["loss"] for each in entries(folder) if "loss" in each] for folder in (alone, workshop / "whole")
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)  # dropout draws other numbers
+        assert [each.keys() for each in entries(alone)] == [each.keys() for each in entries(workshop / "whole")]
+
+
 def test_a_data_file_that_went_away_is_said_and_costs_nothing(workshop):
     output = workshop / "cut"
     run(workshop, output, "trainer.max_steps=3")
@@ -224,8 +275,7 @@ def survive(workshop, length, kills, seed):
     while hits < kills and not (output / "model").exists():
         process = start(workshop, output)
         until(process, "an epoch is")
-        # a run that starts late has less left to do; most kills should still find it training
-        time.sleep(chance.uniform(0, length / 4))
+        time.sleep(chance.uniform(0, 1.5 * length / kills))
         process.kill()
         hits += process.wait() == -signal.SIGKILL
     if not (output / "model").exists():
@@ -243,14 +293,14 @@ def timed(workshop, output):
 def test_a_run_that_was_killed_ends_as_one_that_was_not(workshop):
     write_rankings(workshop / "train.jsonl", 40, noise=4)
     whole, length = timed(workshop, workshop / "whole")
-    output, hits = survive(workshop, length, 1, seed=0)
+    output, hits = survive(workshop, length / 2, 1, seed=0)
     assert hits == 1
     assert_alike(output, whole)
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(workshop):
-    write_rankings(workshop / "train.jsonl", 200, noise=4)
+    write_rankings(workshop / "train.jsonl", 600, noise=4)
     whole, length = timed(workshop, workshop / "whole")
     output, hits = survive(workshop, length, 20, seed=1)
     assert hits >= 15
@@ -271,6 +321,8 @@ def main(workshop, *overrides):
             plain(self, *inputs)
 
         trainer.KwiseTrainer._save_checkpoint = limited
+    if "trainer.fsdp=true" in overrides:
+        shard_on_cpus()
     if "plant" in overrides:
         plain_loss = step.Step.loss
         step.Step.loss = lambda self, items, rewards: plain_loss(

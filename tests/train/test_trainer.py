@@ -9,7 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaConfig, LlamaForSequenceClassification
+from workshop import shard_on_cpus
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
 from kwise.data.encode import Encoder
@@ -19,6 +21,8 @@ from kwise.train.step import random_state, random_state_of
 from kwise.train.trainer import StepSampler
 
 WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
+
+LORA = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear")
 
 
 def make_rankings(num: int = 12, seed: int = 0) -> list[Ranking]:
@@ -157,37 +161,51 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_row_budget_or_the_attent
         assert run == pytest.approx(runs[0], rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("num_processes", "budget"), [(2, 4096), (3, 4096), (2, 100)])
-def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, num_processes, budget):
-    """Also with fewer rankings in a step than processes: 7 rankings, 6 a step, so the last step has one. And with rankings that
-    are over the budget in one process and not in the other."""
+SHARDED = {"fsdp": True}
+ADAPTERS = {"lora": True}
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "budget", "settings"),
+    [
+        (2, 4096, {}),
+        (3, 4096, {}),
+        (2, 100, ADAPTERS),
+        (2, 4096, SHARDED),
+        (3, 100, SHARDED | ADAPTERS),
+        *(
+            pytest.param(number, budget, sharded | adapters, marks=pytest.mark.slow)
+            for number in (2, 3)
+            for budget in (100, 200)
+            for sharded in ({}, SHARDED)
+            for adapters in ({}, ADAPTERS)
+        ),
+    ],
+)
+def test_losses_do_not_depend_on_the_number_of_processes(tokenizer, tmp_path, num_processes, budget, settings):
+    """Nor on the engine (DDP, FSDP2). Also with fewer rankings in a step than processes: 7 rankings, 6 a step, so the last step
+    has one. And with rankings that are over the budget in one process and not in the other."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    single = make_trainer(tokenizer, tmp_path, make_rankings(7), make_rankings(5, seed=1), eval_strategy="epoch")
+    lora = LORA if "lora" in settings else None
+    single = make_trainer(
+        tokenizer, tmp_path, make_rankings(7), make_rankings(5, seed=1), eval_strategy="epoch", peft_config=lora
+    )
     single.train()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(num_processes),
-        "--master-port",
-        "0",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-        __file__,
-        str(tmp_path),
-        str(budget),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    command += [__file__, str(tmp_path), str(budget), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["sharded"] is ("fsdp" in settings)
     assert result["losses"] == pytest.approx(logged(single), rel=1e-6, abs=1e-6)
     assert result["nll"] == pytest.approx(logged(single, "nll"), rel=1e-6, abs=1e-6)
     assert result["norms"] == pytest.approx(logged(single, "grad_norm"), rel=1e-5)
     assert result["accuracy"] == logged(single, "eval_pair_accuracy")
     assert result["head"] == pytest.approx(single.decoder.score.weight[0].tolist(), abs=1e-6)
+    saved = load_file(tmp_path / "model" / ("adapter_model.safetensors" if lora else "model.safetensors"))
+    assert saved["base_model.model.score.weight" if lora else "score.weight"][0].tolist() == pytest.approx(
+        single.decoder.score.weight[0].tolist(), abs=1e-6
+    )
 
 
 def test_a_ranking_over_the_budget_never_runs_more_tokens_at_once_than_the_budget(tokenizer, tmp_path):
@@ -399,7 +417,7 @@ def test_the_order_changes_with_the_epoch_and_comes_back_with_it():
     assert list(sampler) == first
 
 
-def main(folder: str, budget: str) -> None:
+def main(folder: str, budget: str, settings: str) -> None:
     """One process of a distributed run, started by the test above."""
     from pathlib import Path
 
@@ -407,16 +425,23 @@ def main(folder: str, budget: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
     rankings, held_out = make_rankings(7), make_rankings(5, seed=1)
-    options = {"eval_strategy": "epoch", "tokens_per_row": int(budget)}
-    trainer = make_trainer(tokenizer, folder, rankings, held_out, **options)
+    options = {"eval_strategy": "epoch", "tokens_per_row": int(budget)} | json.loads(settings)
+    if "fsdp" in options:
+        shard_on_cpus()
+    lora = LORA if options.pop("lora", False) else None
+    trainer = make_trainer(tokenizer, folder, rankings, held_out, lora, **options)
     trainer.train()
+    trainer.save_model(str(Path(folder, "model")))
+    whole = trainer.whole_model()
     if trainer.accelerator.is_main_process:
+        decoder = whole.get_base_model() if lora else whole
         result = {
             "losses": logged(trainer),
             "nll": logged(trainer, "nll"),
             "norms": logged(trainer, "grad_norm"),
             "accuracy": logged(trainer, "eval_pair_accuracy"),
-            "head": trainer.decoder.score.weight[0].tolist(),
+            "head": decoder.score.weight[0].tolist(),
+            "sharded": isinstance(trainer.model, FSDPModule),
         }
         Path(folder, "result.json").write_text(json.dumps(result))
     # a barrier lets gloo let go of its last tensors: at interpreter exit its thread would wait for ever for the GIL

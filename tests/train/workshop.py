@@ -2,6 +2,9 @@
 
 import json
 
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
+
 PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
 
 
@@ -17,3 +20,15 @@ def write_rankings(path, num, offset=0, noise=0):
             context = [{"role": "user", "content": f"question {i + offset}"}]
             file.write(json.dumps({"context": context, "completions": answers}) + "\n")
     return str(path)
+
+
+def shard_on_cpus() -> None:
+    """accelerate shards weights on GPUs only; tell it that these processes have one. All that follows is the real thing."""
+    plain = AcceleratorState.__init__
+
+    def told(self, *inputs, **named):
+        if not AcceleratorState._shared_state:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        plain(self, *inputs, **named)
+
+    AcceleratorState.__init__ = told

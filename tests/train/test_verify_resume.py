@@ -1,0 +1,36 @@
+import pytest
+import torch
+from workshop import write_rankings
+
+from kwise.train import verify_resume as module
+from kwise.train.recipe import load_recipe
+from kwise.train.verify_resume import verify_resume
+
+LORA = ("method=lora", "lora.dropout=0.1", "trainer.logging_steps=3")
+
+
+def test_a_run_that_goes_on_exactly_is_found_equal_and_nothing_is_left_behind(workshop):
+    write_rankings(workshop / "train.jsonl", 40, noise=4)
+    before = sorted(workshop.iterdir())
+    assert verify_resume(load_recipe(workshop / "recipe.toml", LORA)) == []
+    assert sorted(workshop.iterdir()) == before
+
+
+def test_what_differs_is_said(tmp_path):
+    """A planted difference in each kind of thing compared."""
+    assert module._unequal({"a": [torch.ones(2), 3]}, {"a": [torch.ones(2), 3]}, "x") == []
+    assert module._unequal({"a": [torch.ones(2), 3]}, {"a": [torch.tensor([1.0, 1.5]), 4]}, "x") == [
+        "x, a, 0: differs by up to 5.0e-01",
+        "x, a, 1: 3 and 4",
+    ]
+    assert module._unequal({"a": 1}, {"b": 1}, "x") == ["x: {'a': 1} and {'b': 1}"]
+    assert module._unequal([1], [1, 2], "x") == ["x: [1] and [1, 2]"]
+    assert module._unequal(1, 1.0, "x") == ["x: 1 and 1.0"]
+
+
+def test_a_recipe_that_fails_or_has_no_steps_says_why(workshop):
+    with pytest.raises(ValueError, match="a head fit has no steps"):
+        verify_resume(load_recipe(workshop / "recipe.toml"))
+    with pytest.raises(ValueError, match=r"failed:(.|\n)*nothing\.jsonl: no such file"):
+        verify_resume(load_recipe(workshop / "recipe.toml", [*LORA, "data.train=['nothing.jsonl']"]))
+    assert not list(workshop.glob("verify-resume-*"))
