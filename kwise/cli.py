@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -93,6 +93,8 @@ def load_model(folder: str, dtype: str) -> "RewardModel":
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(DTYPES)}")
     quiet_libraries()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # of torchrun
     return RewardModel.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 
@@ -261,7 +263,9 @@ def score_lines(
     """``kwise score`` and ``kwise best``."""
     with user_errors():
         from kwise.use.score_file import score_file
+        from kwise.use.score_shares import score_share
 
+        process, processes = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
         if out.exists() and not resume:
             raise ValueError(f"{out} exists; go on with it by --resume, or remove it")
         reward_model = load_model(model, dtype)
@@ -270,11 +274,19 @@ def score_lines(
             def progress(lines: int) -> None:
                 status.update(f"{lines} lines scored")
 
-            counts = score_file(reward_model, file, str(out), resume, progress, calibrated, c, choose)
+            how: dict[str, Any] = {"progress": progress, "calibrated": calibrated, "c": c, "choose": choose}
+            if processes > 1:
+                counts = score_share(reward_model, file, str(out), process, processes, resume, **how)
+            else:
+                counts = score_file(reward_model, file, str(out), resume, **how)
+    by = f"process {process} of {processes}: " if processes > 1 else ""
     errors.print(
-        f"{counts['written']} lines written to {out}" + (f", {counts['kept']} kept from before" if resume else ""),
+        f"{by}{counts['written']} lines written to {'its share of ' if by else ''}{out}"
+        + (f", {counts['kept']} kept from before" if resume else ""),
         highlight=False,
     )
+    if counts.get("together"):
+        errors.print(f"all shares are done: {out} has {counts['together']} lines", highlight=False)
     report_shortened(counts["shortened"], reward_model)
 
 

@@ -38,6 +38,7 @@ def score_file(
     calibrated: bool = False,
     c: float | None = None,
     choose: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, int]:
     """Write every line of ``file`` with its scores to ``out``, in order; memory does not grow with the file.
 
@@ -55,7 +56,10 @@ def score_file(
     the temperature, centre and length slope; without it a line has no such column. Raises ``ValueError`` for a model that has
     none.
 
-    ``resume`` goes on after the complete lines of ``out``, if the last of them belongs to its line of ``file`` and was scored
+    ``share`` (i, n) writes only every n-th window of ``WINDOW`` lines, from the i-th on (``kwise.use.score_shares``).
+
+    ``resume`` goes on after the complete lines of ``out`` (of a share: after its whole windows, which are packed alike whoever
+    scores them), if the last of them belongs to its line of ``file`` and was scored
     by the same calibration and ``c``, or by none; a half-written line is removed. Gives the counts of lines written, of lines
     kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
     exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
@@ -71,8 +75,8 @@ def score_file(
         raise ValueError(f"{out} is the input file itself")
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
-    lines = read_lines(file)
-    kept = _kept(target, lines, file, how, choose) if target.exists() else 0
+    lines = _windows(read_lines(file), *share)
+    kept = _kept(target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
     window, problem = _window(
         model, lines, file, choose
@@ -100,6 +104,11 @@ def score_file(
             if len(window) < WINDOW:
                 return counts
             window, problem = _window(model, lines, file, choose)
+
+
+def _windows(lines: Lines, first: int, step: int) -> Lines:
+    """Every ``step``-th window of ``lines``, from number ``first`` on."""
+    return (line for i, line in enumerate(lines) if i // WINDOW % step == first)
 
 
 def without(row: dict[str, Any], *columns: str) -> dict[str, Any]:
@@ -164,9 +173,9 @@ def _calibration(model: RewardModel) -> dict[str, float]:
     return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
 
 
-def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool) -> int:
-    """Take the lines of ``target`` that are whole off ``lines``, and cut off what follows its last line break."""
-    kept, last = _complete_lines(target)
+def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool, multiple: int) -> int:
+    """Take the lines of ``target`` that are whole, up to the last ``multiple``, off ``lines``, and cut off what follows."""
+    kept, last = _complete_lines(target, multiple)
     row: dict[str, Any] | DataError | None = None
     for _ in range(kept):
         _, row = next(lines, (0, None))
@@ -268,12 +277,12 @@ def _with_ranks(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _complete_lines(target: Path) -> tuple[int, bytes]:
-    """The number of whole lines of ``target`` and the last of them; what follows the last line break is cut off."""
+def _complete_lines(target: Path, multiple: int) -> tuple[int, bytes]:
+    """The number of whole lines of ``target``, in multiples of so many, and the last of them; what follows is cut off."""
     count, end, last = 0, 0, b""
     with target.open("rb+") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                count, end, last = count + 1, end + len(line), line
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and number % multiple == 0:
+                count, end, last = number, file.tell(), line
         file.truncate(end)
     return count, last
