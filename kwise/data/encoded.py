@@ -10,6 +10,7 @@ KEY is a hash of the file's content, of the tokenizer with its chat template, an
 name when it is whole, so what a killed process leaves is never read; a lock beside it lets one process encode and others wait.
 """
 
+import errno
 import json
 import multiprocessing
 import operator
@@ -23,6 +24,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -323,8 +325,14 @@ def _made(
     try:
         _write(unfinished, encoder, file, source, progress)
         unfinished.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            raise OSError(
+                f"the ids of {file} do not fit into {folder.parent} ({error}); {free:.0f} MiB are free there: make room, or set "
+                "KWISE_CACHE to another folder"
+            ) from error
         raise
     part = Part(folder, file)
     say(f"{file}: {part}; kept in {folder} ({sum(p.stat().st_size for p in folder.iterdir()) / 2**20:.0f} MiB)")
@@ -459,6 +467,10 @@ def _chunks(encoder: Encoder, rankings: Iterator[list[Ranking]]) -> Iterator[tup
                 if not waiting:
                     break
                 yield cores, waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that encodes was killed, most likely for want of memory: start again, with fewer cores (taskset)"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
     if problem is not None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -251,3 +252,28 @@ def test_offsets_belong_to_their_rankings_and_all_of_it_goes_to_another_process(
     assert [*shifted] == [replace(item, offsets=own) for item, own in zip(found, offsets, strict=True)]
     with pytest.raises(ValueError, match="5 lists of offsets for 6 rankings"):
         found.with_offsets(offsets[1:])
+
+
+def test_a_full_disk_and_a_killed_worker_are_said_and_leave_nothing(tmp_path, encoder, monkeypatch, cache):
+    file = write(tmp_path / "a.jsonl", 30)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", full)
+        with pytest.raises(OSError, match=r"do not fit into .*encoded \(.*No space left.*set KWISE_CACHE"):
+            encode_files(encoder, [file])
+    all_cores(monkeypatch)
+
+    def kill_a_worker(_):
+        (worker, *_) = [p for each in psutil.Process().children() for p in [each, *each.children()] if is_worker(p)]
+        worker.kill()
+
+    with pytest.raises(ChildProcessError, match="was killed"):
+        encode_files(encoder, [file], progress=lambda done: kill_a_worker(done) if done > 3 else None)
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
+
+
+def is_worker(process):
+    return bool(process.parent()) and process.ppid() != os.getpid()
