@@ -255,7 +255,7 @@ def test_offsets_belong_to_their_rankings_and_all_of_it_goes_to_another_process(
 
 
 def test_a_full_disk_and_a_killed_worker_are_said_and_leave_nothing(tmp_path, encoder, monkeypatch, cache):
-    file = write(tmp_path / "a.jsonl", 30)
+    file = write(tmp_path / "a.jsonl", 300)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -266,14 +266,14 @@ def test_a_full_disk_and_a_killed_worker_are_said_and_leave_nothing(tmp_path, en
             encode_files(encoder, [file])
     all_cores(monkeypatch)
 
-    def kill_a_worker(_):
-        (worker, *_) = [p for each in psutil.Process().children() for p in [each, *each.children()] if is_worker(p)]
-        worker.kill()
+    killed = []
+
+    def kill_one(done):
+        if done > 3 and not killed:
+            (forkserver,) = [each for each in psutil.Process().children() if each.children()]
+            killed.append(forkserver.children()[0])
+            killed[0].kill()
 
     with pytest.raises(ChildProcessError, match="was killed"):
-        encode_files(encoder, [file], progress=lambda done: kill_a_worker(done) if done > 3 else None)
+        encode_files(encoder, [file], progress=kill_one)
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
-
-
-def is_worker(process):
-    return bool(process.parent()) and process.ppid() != os.getpid()
