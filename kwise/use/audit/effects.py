@@ -18,8 +18,8 @@ A trait is a ``bias`` if the hypothesis that its effect is at most ``SMALLEST`` 
 inside of it; ``rare`` if too few prompts tell; else ``unclear``.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ from scipy.optimize import minimize
 from scipy.stats import t
 
 from kwise.objective.plackett_luce import plackett_luce_nll
-from kwise.use.audit.features import AUTHOR, MIN_PROMPTS, Answers, Trait, spline
+from kwise.use.audit.features import AUTHOR, MIN_PROMPTS, Answers, spline
 
 ALPHA = 0.05
 SMALLEST = {True: 0.1, False: 0.2}  # graded, has or has not: Cohen's small r and small d (Statistical Power Analysis, 1988)
@@ -73,7 +73,7 @@ class Effect:
     @property
     def estimate(self) -> Estimate | None:
         """The fit with the weaker evidence."""
-        return max(self.fits.values(), key=lambda each: (each.p, -abs(each.value))) if self.fits else None
+        return weaker(self.fits) if self.fits else None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, the estimate's numbers in front."""
@@ -124,6 +124,11 @@ class Design:
 
         found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
         return expected_utility(x.numpy() @ found.x, self.answers.level, self.answers.owner)
+
+    def tested(self, name: str) -> np.ndarray:
+        """[N] the trait's column, in within-prompt standard deviations if it is graded."""
+        trait = self.traits[name]
+        return trait.column / self.answers.spread(trait.column) if trait.graded else trait.column
 
     def others(self, tested: str) -> np.ndarray:
         """[N, c] everything held fixed beside quality when ``tested`` is tested, the most important first: all other traits as
@@ -211,45 +216,72 @@ def expected_utility(utility: np.ndarray, level: np.ndarray, owner: np.ndarray) 
 def effects(design: Design, scores: np.ndarray) -> list[Effect]:
     """The effect of every trait on ``scores`` [N], in the order of the traits, authors last."""
     answers = design.answers
-    spread = answers.spread(scores)
-    outcome = answers.within(scores) / (spread or 1.0)
-    rank = answers.within(design.place)
-    rank = rank / (answers.spread(design.place) or 1.0)
-    by_score = np.column_stack([outcome, spline(outcome)])
-    references = {name: author_controls(design, outcome, quality) for name, quality in design.quality.items()}
+    outcome = standardised(answers, scores)
+    rank = answers.within(design.place) / (answers.spread(design.place) or 1.0)
+    at_score = np.column_stack([outcome, spline(outcome)])
+    references = _references(design, outcome)
     found = []
     for name, trait in design.traits.items():
-        column = trait.column / answers.spread(trait.column) if trait.graded and design.prompts[name] else trait.column
-        fits: dict[str, Estimate | None] = {}
+        fits = _fits(design, outcome, references, name, SMALLEST[trait.graded])
         in_ranks = at_equal_score = None
-        if name in design.known:
-            others, smallest = design.others(name), SMALLEST[trait.graded]
-            for kind, quality in design.quality.items():
-                held = np.column_stack([quality, references[kind](name), others])
-                fits[kind] = design.fit(outcome, held, column, smallest)
-            fixed = np.column_stack([references["rank"](name), others])
-            in_ranks = design.fit(rank, fixed, column, 0.0)
-            at_equal_score = design.fit(rank, np.column_stack([by_score, fixed]), column, 0.0)
-        sure = {kind: own for kind, own in fits.items() if own is not None}
-        kept = sure if len(sure) == len(design.quality) else {}
+        if fits:
+            fixed = np.column_stack([references["rank"](name), design.others(name)])
+            in_ranks = design.fit(rank, fixed, design.tested(name), 0.0)
+            at_equal_score = design.fit(rank, np.column_stack([at_score, fixed]), design.tested(name), 0.0)
+        count = int(np.count_nonzero(trait.column))
         found.append(
             Effect(
-                name,
-                trait.label,
-                trait.graded,
-                design.prompts[name],
-                int(np.count_nonzero(trait.column)),
-                kept,
-                1.0,
-                "",
-                in_ranks if kept else None,
-                at_equal_score if kept else None,
+                name, trait.label, trait.graded, design.prompts[name], count, fits, 1.0, "", in_ranks, at_equal_score
             )
         )
-    return _judged(found)
+    adjusted = _adjusted([own.fits for own in found])
+    return [replace(own, adjusted=p, verdict=_verdict(own, p)) for own, p in zip(found, adjusted, strict=True)]
 
 
-def author_controls(design: Design, outcome: np.ndarray, quality: np.ndarray) -> Any:
+def differences(design: Design, first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
+    """Every trait's effect on the ``second`` scores less that on the ``first``, with the paired interval (of the same fit to the
+    difference of the standardised scores), and Holm's p over all traits of no difference; rare traits are left out."""
+    outcome = standardised(design.answers, second) - standardised(design.answers, first)
+    references = _references(design, outcome)
+    fits = {name: _fits(design, outcome, references, name, 0.0) for name in design.traits}
+    known = {name: own for name, own in fits.items() if own}
+    return [
+        {"trait": name, "label": design.traits[name].label, "adjusted": p} | weaker(own).to_json()
+        for (name, own), p in zip(known.items(), _adjusted(list(known.values())), strict=True)
+    ]
+
+
+def standardised(answers: Answers, scores: np.ndarray) -> np.ndarray:
+    """[N] scores around the mean of their ranking, in within-prompt standard deviations; zeros where all are equal."""
+    return answers.within(scores) / (answers.spread(scores) or 1.0)
+
+
+def _references(design: Design, outcome: np.ndarray) -> dict[str, Callable[[str], np.ndarray]]:
+    return {kind: author_controls(design, outcome, quality) for kind, quality in design.quality.items()}
+
+
+def _fits(
+    design: Design, outcome: np.ndarray, references: Any, name: str, smallest: float
+) -> dict[str, Estimate]:
+    """Both fits of the module's table; empty where one of them says nothing."""
+    if name not in design.known:
+        return {}
+    others, found = design.others(name), {}
+    for kind, quality in design.quality.items():
+        held = np.column_stack([quality, references[kind](name), others])
+        own = design.fit(outcome, held, design.tested(name), smallest)
+        if own is None:
+            return {}
+        found[kind] = own
+    return found
+
+
+def weaker(fits: Mapping[str, Estimate]) -> Estimate:
+    """The fit with the weaker evidence."""
+    return max(fits.values(), key=lambda each: (each.p, -abs(each.value)))
+
+
+def author_controls(design: Design, outcome: np.ndarray, quality: np.ndarray) -> Callable[[str], np.ndarray]:
     """A function: author -> [N, c] the other authors to be held fixed, so that the author is compared with ordinary ones.
 
     Against all others together, one favourite would make every other author look disliked. So all authors are fitted at once,
@@ -265,9 +297,8 @@ def author_controls(design: Design, outcome: np.ndarray, quality: np.ndarray) ->
     q = _basis(answers.within(np.column_stack([quality, design.others(names[0])])), design.max_columns)
     coefficients = np.linalg.lstsq(wide - q @ (q.T @ wide), outcome - q @ (q.T @ outcome), rcond=1e-8)[0]
     third = len(names) // 3
-    outside = {names[i] for i in np.argsort(coefficients)} - {
-        names[i] for i in np.argsort(coefficients)[third : len(names) - third]
-    }
+    order = np.argsort(coefficients, kind="stable")
+    outside = {names[i] for i in (*order[:third], *order[len(names) - third :])}
 
     def controls(name: str) -> np.ndarray:
         if not name.startswith(AUTHOR):
@@ -286,23 +317,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _judged(found: Sequence[Effect]) -> list[Effect]:
-    known = [i for i, own in enumerate(found) if own.fits]
-    adjusted = dict(zip(known, holm([_joint_p(found[i]) for i in known]), strict=True))
-    return [
-        Effect(**{**_fields(own), "adjusted": adjusted.get(i, 1.0), "verdict": _verdict(own, adjusted.get(i, 1.0))})
-        for i, own in enumerate(found)
-    ]
+def _adjusted(fits: Sequence[Mapping[str, Estimate]]) -> list[float]:
+    """Holm's p of each, over those that have fits; 1 for the others."""
+    known = [i for i, own in enumerate(fits) if own]
+    found = dict(zip(known, holm([_joint_p(fits[i]) for i in known]), strict=True))
+    return [found.get(i, 1.0) for i in range(len(fits))]
 
 
-def _fields(own: Effect) -> dict[str, Any]:
-    return {name: getattr(own, name) for name in own.__dataclass_fields__}
-
-
-def _joint_p(own: Effect) -> float:
+def _joint_p(fits: Mapping[str, Estimate]) -> float:
     """Of the hypothesis that at least one fit is no larger than the smallest effect, or that they differ in sign."""
-    signs = {each.value > 0 for each in own.fits.values()}
-    return max(each.p for each in own.fits.values()) if len(signs) == 1 else 1.0
+    signs = {each.value > 0 for each in fits.values()}
+    return max(each.p for each in fits.values()) if len(signs) == 1 else 1.0
 
 
 def _verdict(own: Effect, adjusted: float) -> str:
