@@ -335,7 +335,8 @@ def model_scores(models: list[str], data: "list[Data]", dtype: str) -> "Iterator
 @app.command()
 def audit(
     words: Annotated[
-        list[str], typer.Argument(metavar="MODEL... DATA...", help="models, then rankings, pairs or suites, as for eval")
+        list[str],
+        typer.Argument(metavar="MODEL... DATA...", help="models, then rankings, pairs or suites, as for eval"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="OUT.html; OUT.json and OUT.png are written beside it")],
     scores: Annotated[

@@ -26,8 +26,8 @@ ACCUSED = ("bias", "blind")
 
 
 class Subject(NamedTuple):
-    """What is known of one model: its ``rewards`` [L][K], what ``probes`` did (None: there is no model to score edits with) and how
-    many distinct responses were cut to its longest sequence."""
+    """What is known of one model: its ``rewards`` [L][K], what ``probes`` did (None: there is no model to score edits with)
+    and how many distinct responses were cut to its longest sequence."""
 
     rewards: Sequence[Sequence[float]]
     probes: list[Changes] | None = None
@@ -37,7 +37,8 @@ class Subject(NamedTuple):
 def audit(
     rankings: Sequence[Ranking], subjects: Mapping[str, Subject], data: Sequence[str], by: str | None = None
 ) -> dict[str, Any]:
-    """Everything ``kwise audit`` says of the models ``subjects``, as JSON: ``{kwise, data, rules, models: {name: ...}, differences}``.
+    """Everything ``kwise audit`` says of the models ``subjects``, as JSON: ``{kwise, data, rules, models: {name: ...},
+    differences}``.
 
     ``data`` are the names of what ``rankings`` were read from, ``by`` a column whose values are shown apart. Later models are
     compared with the first. Raises ``ValueError`` for a reward that is missing, NaN or infinite, for rankings of fewer than two
@@ -62,9 +63,7 @@ def audit(
             "min_prompts": MIN_PROMPTS,
         },
         "models": found,
-        "differences": {
-            f"{name} - {first[0]}": _difference(rankings, first[1], own, design) for name, own in others
-        },
+        "differences": {f"{name} - {first[0]}": _difference(rankings, first[1], own, design) for name, own in others},
     }
 
 
@@ -77,8 +76,8 @@ def _name(word: str) -> str:
 
 
 def foreign_subjects(data: Sequence[Data], compared: bool) -> tuple[list[Ranking], dict[str, Subject]]:
-    """The rankings that have scores, and whose scores these are (``kwise.use.evaluation.foreign_scores``, which says what it raises
-    and what ``compared`` means)."""
+    """The rankings that have scores, and whose scores these are (``kwise.use.evaluation.foreign_scores``, which says what it
+    raises and what ``compared`` means)."""
     rankings: list[Ranking] = []
     rewards: dict[str, list[list[float]]] = {}
     for name, place, scored in foreign_scores(data, compared):
@@ -110,6 +109,7 @@ def _of_one(
         "overview": overview | {"shortened": subject.shortened},
         "distribution": measures.distribution(answers, scores),
         "drift": measures.drift(rankings, rewards, by),
+        "trend": measures.trend(answers, scores),
         "calibration": measures.calibration(rankings, rewards),
         "length": measures.length(rankings, rewards, answers),
         "layout": measures.layout(rankings, rewards, answers),
@@ -144,7 +144,7 @@ def _probe_differences(first: Subject, second: Subject, answers: Answers) -> lis
     if first.probes is None or second.probes is None:
         return []
     spreads = [answers.spread(_flat(own.rewards)) for own in (first, second)]
-    found = []
+    found: list[dict[str, Any]] = []
     for a, b in zip(first.probes, second.probes, strict=True):
         changes = [(np.array(own.after) - own.before) / spread for own, spread in zip((a, b), spreads, strict=True)]
         gap = mean_change(a.groups, changes[1] - changes[0], 0.0)

@@ -1,21 +1,21 @@
 """Scores and rankings -> what a scorer rewards beside quality: partial effects, how sure they are, and whom to accuse.
 
 The effect of a trait is its coefficient in a least-squares fit of the score, in within-prompt standard deviations, around each
-ranking's mean, with quality and all other traits held fixed. What is known of quality is the rank alone, and a rank is coarser than
-quality: within one rank the better answer has more of whatever goes with quality, so a perfect scorer would look biased. Two
-fits bracket it, and only what both find is said of a scorer:
+ranking's mean, with quality and all other traits held fixed. What is known of quality is the rank alone, and a rank is coarser
+than quality: within one rank the better answer has more of whatever goes with quality, so a perfect scorer would look biased.
+Two fits bracket it, and only what both find is said of a scorer:
 
 ``rank``       a flexible function of the rank: exact for a scorer that knows no more than the ranks
 ``expected``   a flexible function of E[utility | ranks, traits] under a Plackett-Luce fit of the ranks on all traits, a control
                function (Heckman, Econometrica 1979): exact for a scorer that knows the utilities behind the ranks
 
-The error is the cluster-robust jackknife by prompt group (CR3: Bell and McCaffrey, Survey Methodology 2002), with t quantiles of
-G* - 1 degrees of freedom, G* the effective number of clusters (sum d)^2 / sum d^2 of the tested column's partial squares d
+The error is the cluster-robust jackknife by prompt group (CR3: Bell and McCaffrey, Survey Methodology 2002), with t quantiles
+of G* - 1 degrees of freedom, G* the effective number of clusters (sum d)^2 / sum d^2 of the tested column's partial squares d
 (after Carter, Schnepel and Steigerwald, REStat 2017).
 
-A trait is a ``bias`` if the hypothesis that its effect is at most ``SMALLEST`` in size is rejected in both fits, with one sign, at
-``ALPHA`` after Holm's correction (Scandinavian Journal of Statistics 1979) over all traits; ``none`` if both 95 % intervals lie
-inside of it; ``rare`` if too few prompts tell; else ``unclear``.
+A trait is a ``bias`` if the hypothesis that its effect is at most ``SMALLEST`` in size is rejected in both fits, with one
+sign, at ``ALPHA`` after Holm's correction (Scandinavian Journal of Statistics 1979) over all traits; ``none`` if both 95 %
+intervals lie inside of it; ``rare`` if too few prompts tell; else ``unclear``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +32,12 @@ from kwise.objective.plackett_luce import plackett_luce_nll
 from kwise.use.audit.features import AUTHOR, MIN_PROMPTS, Answers, spline
 
 ALPHA = 0.05
-SMALLEST = {True: 0.1, False: 0.2}  # graded, has or has not: Cohen's small r and small d (Statistical Power Analysis, 1988)
+# by whether the trait is graded: Cohen's small r and his small d (Statistical Power Analysis, 1988)
+SMALLEST = {True: 0.1, False: 0.2}
 ANSWERS_PER_COLUMN = 8  # fewer columns are held fixed where there are few answers, the least important left out
 RIDGE = 1.0  # of the Plackett-Luce fit, on standardised columns: keeps a trait that separates the ranks finite
 DRAWS = 512  # of E[utility | ranks, traits]
+Controls = Callable[[str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Effect:
-    """One trait of one scorer. ``fits`` are the two of the module's table (empty for a rare trait), of which ``estimate`` is the
-    weaker; ``adjusted`` is Holm's p of it. ``in_ranks`` is what the ranks themselves give the trait, all others held fixed;
-    ``at_equal_score`` what they give it where scores are equal: negative for what the scorer makes too much of. Both in
+    """One trait of one scorer. ``fits`` are the two of the module's table (empty for a rare trait), of which ``estimate`` is
+    the weaker; ``adjusted`` is Holm's p of it. ``in_ranks`` is what the ranks themselves give the trait, all others held
+    fixed; ``at_equal_score`` what they give it where scores are equal: negative for what the scorer makes too much of. Both in
     within-prompt standard deviations of the rank."""
 
     trait: str
@@ -119,7 +121,7 @@ class Design:
         def loss(beta: np.ndarray) -> tuple[float, np.ndarray]:
             own = torch.tensor(beta, requires_grad=True)
             total = plackett_luce_nll(x @ own, ranks, lists).sum() + RIDGE / 2 * own @ own
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             return total.item(), own.grad.numpy() if own.grad is not None else np.zeros_like(beta)
 
         found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
@@ -140,9 +142,9 @@ class Design:
         return np.column_stack([np.zeros((len(self.place), 0)), *plain, *(trait.flexible for trait in own)])
 
     def fit(self, outcome: np.ndarray, controls: np.ndarray, tested: np.ndarray, smallest: float) -> Estimate | None:
-        """The coefficient of the column ``tested`` [N] in the least-squares fit of ``outcome`` [N] on it and ``controls`` [N, c]
-        within rankings, by the module's errors. Controls that say nothing beyond those before them, or that are too many, are
-        left out; None if the tested column is such a one, or if it rests on fewer than five prompts."""
+        """The coefficient of the column ``tested`` [N] in the least-squares fit of ``outcome`` [N] on it and ``controls`` [N,
+        c] within rankings, by the module's errors. Controls that say nothing beyond those before them, or that are too many,
+        are left out; None if the tested column is such a one, or if it rests on fewer than five prompts."""
         y, f = self.answers.within(outcome), self.answers.within(tested)
         q = _basis(self.answers.within(controls), self.max_columns)
         partial = f - q @ (q.T @ f)
@@ -239,8 +241,8 @@ def effects(design: Design, scores: np.ndarray) -> list[Effect]:
 
 
 def differences(design: Design, first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
-    """Every trait's effect on the ``second`` scores less that on the ``first``, with the paired interval (of the same fit to the
-    difference of the standardised scores), and Holm's p over all traits of no difference; rare traits are left out."""
+    """Every trait's effect on the ``second`` scores less that on the ``first``, with the paired interval (of the same fit to
+    the difference of the standardised scores), and Holm's p over all traits of no difference; rare traits are left out."""
     outcome = standardised(design.answers, second) - standardised(design.answers, first)
     references = _references(design, outcome)
     fits = {name: _fits(design, outcome, references, name, 0.0) for name in design.traits}
@@ -256,12 +258,12 @@ def standardised(answers: Answers, scores: np.ndarray) -> np.ndarray:
     return answers.within(scores) / (answers.spread(scores) or 1.0)
 
 
-def _references(design: Design, outcome: np.ndarray) -> dict[str, Callable[[str], np.ndarray]]:
+def _references(design: Design, outcome: np.ndarray) -> dict[str, Controls]:
     return {kind: author_controls(design, outcome, quality) for kind, quality in design.quality.items()}
 
 
 def _fits(
-    design: Design, outcome: np.ndarray, references: Any, name: str, smallest: float
+    design: Design, outcome: np.ndarray, references: Mapping[str, Controls], name: str, smallest: float
 ) -> dict[str, Estimate]:
     """Both fits of the module's table; empty where one of them says nothing."""
     if name not in design.known:
@@ -281,7 +283,7 @@ def weaker(fits: Mapping[str, Estimate]) -> Estimate:
     return max(fits.values(), key=lambda each: (each.p, -abs(each.value)))
 
 
-def author_controls(design: Design, outcome: np.ndarray, quality: np.ndarray) -> Callable[[str], np.ndarray]:
+def author_controls(design: Design, outcome: np.ndarray, quality: np.ndarray) -> Controls:
     """A function: author -> [N, c] the other authors to be held fixed, so that the author is compared with ordinary ones.
 
     Against all others together, one favourite would make every other author look disliked. So all authors are fitted at once,

@@ -30,9 +30,9 @@ KNOTS = (5, 27.5, 50, 72.5, 95)  # percentiles; Harrell, Regression Modeling Str
 
 @dataclass(frozen=True)
 class Trait:
-    """One thing an answer may have. ``column`` [N] is what is tested; ``flexible`` [N, c] stands in its place when another trait
-    is tested, so that a score that depends on this one in another form (a count, a share, a square) is still explained by it.
-    ``graded`` traits are in within-prompt standard deviations, all others are 1 or 0 (has it, has it not)."""
+    """One thing an answer may have. ``column`` [N] is what is tested; ``flexible`` [N, c] stands in its place when another
+    trait is tested, so that a score that depends on this one in another form (a count, a share, a square) is still explained
+    by it. ``graded`` traits are in within-prompt standard deviations, all others are 1 or 0 (has it, has it not)."""
 
     name: str
     label: str
@@ -61,7 +61,7 @@ class Answers:
         means = sums / np.bincount(self.owner)[:, None]
         centred = flat - means[self.owner]
         centred[np.abs(centred) < 1e-12 * (1 + np.abs(flat))] = 0.0  # equal values differ from their mean by rounding
-        return centred.reshape(columns.shape)
+        return np.asarray(centred.reshape(columns.shape))
 
     def spread(self, column: np.ndarray) -> float:
         """The within-ranking standard deviation: root of the squares around each ranking's mean over N - L."""
@@ -78,11 +78,12 @@ def read_answers(rankings: Sequence[Ranking]) -> Answers:
     if len(groups) < 2:
         raise ValueError(f"an audit needs rankings of at least two prompts, these are of {len(groups)}")
     owner = np.array([i for i, ranking in enumerate(rankings) for _ in ranking.ranks])
-    level, levels = [], []
+    level: list[int] = []
+    levels: list[int] = []
     for ranking in rankings:
-        places = {rank: i for i, rank in enumerate(sorted(set(ranking.ranks)))}
-        level += [places[rank] for rank in ranking.ranks]
-        levels += [len(places)] * len(ranking.ranks)
+        distinct = {rank: i for i, rank in enumerate(sorted(set(ranking.ranks)))}
+        level += [distinct[rank] for rank in ranking.ranks]
+        levels += [len(distinct)] * len(ranking.ranks)
     texts = [text for ranking in rankings for text in ranking.responses]
     places = np.array([i / (len(ranking.ranks) - 1) for ranking in rankings for i in range(len(ranking.ranks))])
     models = [model for ranking in rankings for model in ranking.models]
@@ -114,8 +115,8 @@ def _counted(name: str, texts: Sequence[str]) -> Trait:
 
 
 def spline(x: np.ndarray) -> np.ndarray:
-    """[N, up to 3] the curved columns of a restricted cubic spline of ``x``: linear beyond the outer of ``KNOTS`` (Stone and Koo,
-    1985). Fewer where percentiles fall together."""
+    """[N, up to 3] the curved columns of a restricted cubic spline of ``x``: linear beyond the outer of ``KNOTS`` (Stone and
+    Koo, 1985). Fewer where percentiles fall together."""
     knots = np.unique(np.percentile(x, KNOTS))
     if len(knots) < 3:
         return np.zeros((len(x), 0))

@@ -1,7 +1,7 @@
 """An audit drawn: one figure each as SVG for the page, and all of them on one sheet as PNG.
 
-Models differ by colour (Okabe and Ito's palette, told apart by the colour-blind), marker and line; accusations are filled marks, all
-others hollow. matplotlib comes with the extra ``audit``.
+Models differ by colour (Okabe and Ito's palette, told apart by the colour-blind), marker and line; accusations are filled
+marks, all others hollow. matplotlib comes with the extra ``audit``.
 """
 
 import io
@@ -28,6 +28,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # a user's name with a dollar in it is no formula
     "svg.hashsalt": "kwise",  # so that one audit gives one file
 }
 Models = Mapping[str, Mapping[str, Any]]
@@ -46,9 +47,11 @@ def draw_effects(axes: Any, models: Models) -> None:
     names = [own["trait"] for own in _shown(models)]
     labels = {own["trait"]: own["label"] for own in _shown(models)}
     rows = {model: {own["trait"]: own for own in facts["effects"]} for model, facts in models.items()}
-    _forest(axes, models, [labels[name] for name in names], {m: [own[name] for name in names] for m, own in rows.items()})
+    _forest(
+        axes, models, [labels[name] for name in names], {m: [own[name] for name in names] for m, own in rows.items()}
+    )
     axes.axvspan(-0.2, 0.2, color="#000000", alpha=0.06, lw=0)
-    axes.set_xlabel("change of the reward, within-prompt SD")
+    axes.set_xlabel("change of the reward, SD")
 
 
 def _shown(models: Models) -> list[dict[str, Any]]:
@@ -70,14 +73,17 @@ def _shown(models: Models) -> list[dict[str, Any]]:
 def draw_probes(axes: Any, models: Models) -> None:
     """What each edit does to the reward."""
     probed = {model: facts for model, facts in models.items() if facts["probes"]}
-    first = next(iter(probed.values()))["probes"]
-    names = [own["probe"] for own in first if any(_of(facts["probes"], own["probe"])["n"] for facts in probed.values())]
+    first, names = next(iter(probed.values()))["probes"], _probed(models)
     labels = [_of(first, name)["label"] for name in names]
-    _forest(
-        axes, probed, labels, {m: [_of(facts["probes"], name) for name in names] for m, facts in probed.items()}
-    )
+    _forest(axes, probed, labels, {m: [_of(facts["probes"], name) for name in names] for m, facts in probed.items()})
     axes.axvspan(-0.2, 0.2, color="#000000", alpha=0.06, lw=0)
-    axes.set_xlabel("change of the reward, within-prompt SD")
+    axes.set_xlabel("change of the reward, SD")
+
+
+def _probed(models: Models) -> list[str]:
+    """The probes that enough answers tell of."""
+    rows = [own for facts in models.values() for own in facts["probes"] or () if own["value"] is not None]
+    return list(dict.fromkeys(own["probe"] for own in rows))
 
 
 def _of(probes: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
@@ -190,13 +196,20 @@ def draw_calibration(axes: Any, models: Models) -> None:
     axes.set_xlabel("how sure the model is of a pair, %")
     axes.set_ylabel("how often it is right, %")
     axes.set_xlim(48, 102)
-    _legend(axes, {name: 0 for name in models} if len(models) > 1 else {stage: 0 for _, stage, _ in stages})
+    _legend(axes, dict.fromkeys(models, 0) if len(models) > 1 else {stage: 0 for _, stage, _ in stages})
 
 
 def draw_length(axes: Any, models: Models) -> None:
     """Score against length within prompts, beside what the ranks do."""
     first = next(iter(models.values()))["length"]["curve"]
-    axes.plot([row["times"] for row in first], [row["rank"] for row in first], color="black", lw=1.2, ls=":", label="the ranks")
+    axes.plot(
+        [row["times"] for row in first],
+        [row["rank"] for row in first],
+        color="black",
+        lw=1.2,
+        ls=":",
+        label="the ranks",
+    )
     for k, (name, facts) in enumerate(models.items()):
         rows = facts["length"]["curve"]
         x, y = ([row[key] for row in rows] for key in ("times", "score"))
@@ -244,7 +257,9 @@ def draw_accuracy(axes: Any, models: Models) -> None:
     axes.set_yticks(range(len(rows)), rows.values())
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("pairs right, %: filled where the better answer is or has it,\nhollow where the worse one is or has it")
+    axes.set_xlabel(
+        "pairs right, %: filled where the better answer is or has it,\nhollow where the worse one is or has it"
+    )
     _legend(axes, models)
 
 
@@ -261,8 +276,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any, Models], None]]] = {
 
 def drawable(audit: Mapping[str, Any]) -> list[str]:
     """The keys of ``FIGURES`` that this audit has something to show for."""
-    probed = any(facts["probes"] for facts in audit["models"].values())
-    return [name for name in FIGURES if name != "probes" or probed]
+    return [name for name in FIGURES if name != "probes" or _probed(audit["models"])]
 
 
 def svg(name: str, audit: Mapping[str, Any]) -> str:
@@ -285,11 +299,14 @@ def png(audit: Mapping[str, Any], heading: Sequence[str], file: Path) -> None:
 
     names = drawable(audit)
     left, right = names[::2], names[1::2]
-    heights = [max(_height(name, audit) for name in row if name) for row in zip(left, [*right, ""][: len(left)], strict=True)]
+    heights = [
+        max(_height(name, audit) for name in row if name) for row in zip(left, [*right, ""][: len(left)], strict=True)
+    ]
     top = 0.25 + 0.2 * len(heading)
     with rc_context(STYLE):
         figure = Figure(figsize=(2 * WIDTH + 0.3, sum(heights) + 0.4 * len(heights) + top), layout="constrained")
-        head, body = figure.subfigures(2, 1, height_ratios=[top, sum(heights) + 0.4 * len(heights)])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[top, sum(heights) + 0.4 * len(heights)])
+        head, body = parts
         head.text(0.01, 0.95, heading[0], fontsize=13, fontweight="bold", va="top")
         head.text(0.01, 0.95 - 0.3 / top, "\n".join(heading[1:]), va="top", linespacing=1.4)
         for row, panels in enumerate(body.subfigures(len(left), 1, height_ratios=heights, squeeze=False)[:, 0]):
@@ -304,7 +321,7 @@ def _height(name: str, audit: Mapping[str, Any]) -> float:
     legend = 0.2 * ((len(models) + 1) // 2) if len(models) > 1 else 0.0
     rows = {
         "effects": lambda: len(_shown(models)),
-        "probes": lambda: len(next(iter(models.values()))["probes"] or ()),
+        "probes": lambda: len(_probed(models)),
         "accuracy": lambda: len(_accuracy_rows(models)) + 1,
     }
     if name in rows:

@@ -1,4 +1,5 @@
-"""Rankings and scores -> the plain figures of an audit: how rewards lie, drift, calibrate, go with length and layout, and err."""
+"""Rankings and scores -> the plain figures of an audit: how rewards lie, drift, calibrate, go with length and layout, and
+err."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,10 +14,10 @@ from kwise.data.baselines import Terms, wins
 from kwise.objective.calibration import cross_fitted, curves, figures, fit_calibration
 from kwise.objective.metrics import Metric, metric_terms, resample, sum_by_group, summarise
 from kwise.records import Ranking
-from kwise.use.audit.features import COUNTED, LABELS, Answers
+from kwise.use.audit.features import COUNTED, LABELS, MIN_PROMPTS, Answers
 from kwise.use.suites.suite import PART
 
-BINS = 30  # of the histogram of rewards
+BINS = 30  # of the histogram of rewards, at most
 STEPS = 10  # of the place in the data, and of length
 MISTAKES = 8
 PROMPT, ANSWER = 400, 700  # characters of a mistake that are shown
@@ -33,8 +34,12 @@ def overview(rankings: Sequence[Ranking], rewards: Table) -> dict[str, Any]:
 def distribution(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
     """Histograms of the rewards of best, middle and worst answers on common ``edges``, and their moments."""
     last = answers.level == answers.levels - 1
-    kinds = {"best": (answers.level == 0) & ~last, "middle": (answers.level > 0) & ~last, "worst": last & (answers.level > 0)}
-    edges = np.histogram_bin_edges(scores, BINS)
+    kinds = {
+        "best": (answers.level == 0) & ~last,
+        "middle": (answers.level > 0) & ~last,
+        "worst": last & (answers.level > 0),
+    }
+    edges = np.histogram_bin_edges(scores, min(BINS, max(5, round(np.sqrt(len(scores))))))
     percentiles = np.percentile(scores, (1, 25, 50, 75, 99))
     return {
         "mean": float(scores.mean()),
@@ -47,7 +52,7 @@ def distribution(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
 
 
 def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[str, list[dict[str, Any]]]:
-    """The mean reward by file, by part (of a suite, or of the column ``by``), and by tenth of the data in their order."""
+    """The mean reward by ``file``, by part (of a suite, or of the column ``by``), and by tenth of the data in their order."""
     parts = {"file": [Path(ranking.file).name for ranking in rankings]}
     column = by or PART
     if any(column in ranking.columns for ranking in rankings):
@@ -59,10 +64,10 @@ def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[s
 
 def _means(labels: Sequence[str], rankings: Sequence[Ranking], rewards: Table) -> list[dict[str, Any]]:
     groups = [ranking.group for ranking in rankings]
-    numbers = {label: str(i) for i, label in enumerate(dict.fromkeys(labels))}  # a label may be any text, a metric's name not
-    terms: list[Terms] = [
-        {numbers[label]: (sum(own), len(own))} for label, own in zip(labels, rewards, strict=True)
-    ]
+    numbers = {
+        label: str(i) for i, label in enumerate(dict.fromkeys(labels))
+    }  # a label may be any text, a metric's name not
+    terms: list[Terms] = [{numbers[label]: (sum(own), len(own))} for label, own in zip(labels, rewards, strict=True)]
     found = summarise(terms, groups)
     return [
         {"label": label, "rankings": labels.count(label)} | found[number].to_json() for label, number in numbers.items()
@@ -76,7 +81,8 @@ def calibration(rankings: Sequence[Ranking], rewards: Table) -> dict[str, Any]:
     """
     ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
     lengths = [[len(text) for text in ranking.responses] for ranking in rankings]
-    tables, found = {"as they are": rewards}, {}
+    tables: dict[str, Table] = {"as they are": rewards}
+    found: dict[str, Any] = {}
     try:
         fit = fit_calibration(rewards, ranks, groups)
         found = {"temperature": fit.temperature, "temperature_error": fit.temperature_error}
@@ -95,8 +101,8 @@ def calibration(rankings: Sequence[Ranking], rewards: Table) -> dict[str, Any]:
 
 
 def length(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> dict[str, Any]:
-    """Correlation of length (characters) and score, how often the longer answer is picked, accuracy where the better one is longer
-    and shorter, and the mean of score and of rank by length within prompts."""
+    """Correlation of length (characters) and score, how often the longer answer is picked, accuracy where the better one is
+    longer and shorter, and the mean of score and of rank by length within prompts."""
     groups = [ranking.group for ranking in rankings]
     terms: list[Terms] = []
     for ranking, own in zip(rankings, rewards, strict=True):
@@ -118,6 +124,11 @@ def length(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> dic
     return found
 
 
+def trend(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
+    """Spearman's correlation of the reward and the place of its ranking in the data."""
+    return spearman(answers, answers.owner.astype(float), scores).to_json()
+
+
 def spearman(answers: Answers, x: np.ndarray, y: np.ndarray) -> Metric:
     """Rank correlation over all answers, with its interval by bootstrap over prompt groups; the ranks are those of all the data
     in every draw."""
@@ -137,8 +148,8 @@ def spearman(answers: Answers, x: np.ndarray, y: np.ndarray) -> Metric:
 
 
 def _length_curve(answers: Answers, scores: np.ndarray) -> list[dict[str, float]]:
-    """Tenths of length relative to the prompt's mean (of logarithms): mean ``times``, ``score`` and ``rank`` (higher is better),
-    both in within-prompt standard deviations, and the standard error of ``score`` as if answers were unrelated."""
+    """Tenths of length relative to the prompt's mean (of logarithms): mean ``times``, ``score`` and ``rank`` (higher is
+    better), both in within-prompt standard deviations, and the standard error of ``score`` as if answers were unrelated."""
     relative = answers.within(np.log(np.maximum(answers.characters, 1)))
     place = 1 - answers.level / np.maximum(answers.levels - 1, 1)
     columns = [answers.within(own) / (answers.spread(own) or 1.0) for own in (scores, place)]
@@ -158,8 +169,9 @@ def _length_curve(answers: Answers, scores: np.ndarray) -> list[dict[str, float]
 
 
 def layout(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> list[dict[str, Any]]:
-    """For each trait counted in texts: how often the answer that has it is picked over one without, how often it is the better one,
-    and the accuracy where the better one has it (``with``) and where the worse one has it (``without``)."""
+    """For each trait counted in texts: how often the answer that has it is picked over one without, how often it is the better
+    one, and the accuracy where the better one has it (``with``) and where the worse one has it (``without``). A trait that
+    less than ``MIN_PROMPTS`` prompts tell of has no intervals."""
     groups = [ranking.group for ranking in rankings]
     starts = np.r_[0, np.cumsum([len(own) for own in rewards])]
     found = []
@@ -186,13 +198,15 @@ def layout(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> lis
                 }
             )
         own_figures = {name: metric.to_json() for name, metric in summarise(terms, groups).items()}
+        if answers.prompts_with(trait.column) < MIN_PROMPTS:  # a bootstrap of a few prompts is no interval
+            own_figures = {name: own | {"low": None, "high": None} for name, own in own_figures.items()}
         found.append({"trait": trait.name, "label": LABELS[trait.name]} | own_figures)
     return found
 
 
 def harm(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> list[dict[str, Any]]:
-    """Requests that call for harmlessness against all others: accuracy, and by how much refusals are scored above answers to the same
-    prompt. Empty where the data do not say which is which (``asks_for_harm``) or hold only one kind."""
+    """Requests that call for harmlessness against all others: accuracy, and by how much refusals are scored above answers to
+    the same prompt. Empty where the data do not say which is which (``asks_for_harm``) or hold only one kind."""
     kinds = [asks_for_harm(ranking) for ranking in rankings]
     names = {True: "harmful requests", False: "other requests"}
     if not {True, False} <= set(kinds):
@@ -203,7 +217,9 @@ def harm(rankings: Sequence[Ranking], rewards: Table, answers: Answers) -> list[
     found = []
     for kind, name in names.items():
         own = [i for i, each in enumerate(kinds) if each is kind]
-        metrics = summarise(metric_terms([rankings[i] for i in own], [rewards[i] for i in own]), [rankings[i].group for i in own])
+        metrics = summarise(
+            metric_terms([rankings[i] for i in own], [rewards[i] for i in own]), [rankings[i].group for i in own]
+        )
         of_kind = np.isin(answers.owner, own)
         row: dict[str, Any] = {"kind": name, "rankings": len(own), "pair_accuracy": metrics["pair_accuracy"].to_json()}
         row["refusals"] = int((refusal & of_kind).sum())
@@ -227,7 +243,8 @@ def asks_for_harm(ranking: Ranking) -> bool | None:
 
 
 def mistakes(rankings: Sequence[Ranking], rewards: Table, spread: float) -> list[dict[str, Any]]:
-    """The wrongly ordered pairs with the largest gap of score, one for each prompt group, with the beginnings of their texts."""
+    """The wrongly ordered pairs with the largest gap of score, one for each prompt group, with the beginnings of their
+    texts."""
     worst: dict[str, tuple[float, int, int, int]] = {}
     for i, (ranking, own) in enumerate(zip(rankings, rewards, strict=True)):
         for a, b in combinations(range(len(own)), 2):

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ WORDS = {
     "blind": ("▲", "blind to it"),
     "none": ("●", "none worth naming"),
     "unclear": ("◌", "cannot tell"),
-    "rare": ("–", "too rare to tell"),
+    "rare": ("\u2013", "too rare to tell"),
 }
 PROBE_WORDS = WORDS | {"bias": ("▲", "fooled"), "none": ("●", "as it should be")}
 
@@ -31,8 +32,8 @@ def check(out: Path) -> None:
 
 
 def write(audit: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write ``out`` (HTML) and, beside it, the same name with .json and .png; gives the three. Texts of the data are escaped: they
-    can be no markup, and the page forbids itself scripts and the network."""
+    """Write ``out`` (HTML) and, beside it, the same name with .json and .png; gives the three. Texts of the data are escaped:
+    they can be no markup, and the page forbids itself scripts and the network."""
     files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
     out.write_text(page(audit), encoding="utf-8")
     files[1].write_text(json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -49,15 +50,16 @@ def page(audit: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "share": lambda own: interval(own, 100, 1, " %"),
-        "number": lambda own: interval(own, 1, 3),
-        "signed": lambda own: interval(own, 1, 2, sign="+"),
-        "plain": lambda value, digits=2: f"{value:.{digits}f}".replace("-", "\u2212"),
+    filters: dict[str, Callable[..., Any]] = {
+        "share": partial(interval, factor=100, digits=1, unit=" %"),
+        "number": partial(interval, digits=3),
+        "signed": partial(interval, digits=2, sign="+"),
+        "plain": plain,
         "p": p_value,
         "accusations": accusations,
         "sentence": sentence,
     }
+    environment.filters |= filters
     figures = {
         name: {
             "title": FIGURES[name][0],
@@ -84,15 +86,20 @@ def heading(audit: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def interval(own: Mapping[str, Any] | None, factor: float, digits: int, unit: str = "", sign: str = "") -> str:
+def interval(own: Mapping[str, Any] | None, factor: float = 1, digits: int = 2, unit: str = "", sign: str = "") -> str:
     """``value [low, high]`` of a metric or an estimate; a dash where there is none."""
     if own is None or own["value"] is None:
-        return "–"
+        return "\u2013"
     value, *ends = (None if own[key] is None else factor * own[key] for key in ("value", "low", "high"))
     text = f"{value:{sign}.{digits}f}"
     if None not in ends:
         text += f" [{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]"
     return (text + unit).replace("-", "\u2212")
+
+
+def plain(value: float, digits: int = 2) -> str:
+    """A bare number with a proper minus."""
+    return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
 def p_value(p: float) -> str:
@@ -102,13 +109,13 @@ def p_value(p: float) -> str:
 
 def sentence(own: Mapping[str, Any]) -> str:
     """An accusation in one sentence, with how sure it is."""
-    size = interval(own, 1, 2, " SD", "+")
+    size = interval(own, unit=" SD", sign="+")
     sure = f"{size}, adjusted p {p_value(own['adjusted'])}"
     if "probe" in own:
         if own["verdict"] == "blind":
             return f"Does not notice: {own['label']} (change {size}, n = {own['n']})."
-        direction = "Raises" if own["value"] > 0 else "Lowers"
-        return f"{direction} the reward: {own['label']} ({sure}, n = {own['n']})."
+        direction = "raises" if own["value"] > 0 else "lowers"
+        return f"An edit {direction} its reward: {own['label']} ({sure}, n = {own['n']})."
     liked = "Rewards" if own["value"] > 0 else "Marks down"
     unit = " for one within-prompt SD more" if own["graded"] else ""
     return f"{liked} {own['label']}, quality and all else held fixed: {sure}{unit}."

@@ -6,7 +6,8 @@ from kwise.records import Message, Ranking
 
 AUTHORS = {f"author-{i}": strength for i, strength in enumerate((0.9, 0.5, 0.3, 0.0, 0.0, -0.3, -0.6, -0.8))}
 FAVOURITE = "author-4"
-WORDS = "the of light water city answer because number small river often people under simple reason".split()
+TEXT = "the of light water city answer because number small river often people under simple reason"
+WORDS = TEXT.split(" ")
 
 
 def make_rankings(rng, prompts=150, sizes=(4, 5, 6, 7)):
@@ -55,9 +56,7 @@ def _text(rng, words, fancy, wants_code, refuses, quality):
 
 
 def _flat(rankings, score):
-    return [
-        [float(score(text, model)) for text, model in zip(r.responses, r.models, strict=True)] for r in rankings
-    ]
+    return [[float(score(text, model)) for text, model in zip(r.responses, r.models, strict=True)] for r in rankings]
 
 
 def _noisy(rng, table, share=0.3):
