@@ -7,17 +7,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import kwise
 from kwise.model.reward_model import RewardModel
 from kwise.objective.metrics import bootstrap, compare, metric_terms
 from kwise.records import Ranking
 from kwise.use.audit import measures
-from kwise.use.audit.effects import ALPHA, SMALLEST, Design, differences, effects, holm
+from kwise.use.audit.effects import ALPHA, SMALLEST, Design, differences, effects, estimate, holm
 from kwise.use.audit.features import MIN_PROMPTS, Answers, read_answers
 from kwise.use.audit.probes import ALL, Changes, judge_probes, mean_change, run_probes
 from kwise.use.evaluation import Data, foreign_scores
@@ -49,7 +49,7 @@ def audit(
     found = {name: _of_one(rankings, own, answers, design, name, by) for name, own in subjects.items()}
     first, *others = subjects.items()
     return {
-        "kwise": kwise.__version__,
+        "kwise": version("kwise"),
         "data": {
             "names": [_name(word) for word in data],
             "rankings": len(rankings),
@@ -147,9 +147,9 @@ def _probe_differences(first: Subject, second: Subject, answers: Answers) -> lis
     found: list[dict[str, Any]] = []
     for a, b in zip(first.probes, second.probes, strict=True):
         changes = [(np.array(own.after) - own.before) / spread for own, spread in zip((a, b), spreads, strict=True)]
-        gap = mean_change(a.groups, changes[1] - changes[0], 0.0)
+        gap = mean_change(a.groups, changes[1] - changes[0])
         if gap is not None:
-            found.append({"probe": a.probe, "label": ALL[a.probe].label} | gap.to_json())
+            found.append({"probe": a.probe, "label": ALL[a.probe].label} | estimate(*gap, 0.0).to_json())
     for own, p in zip(found, holm([each["p"] for each in found]), strict=True):
         own["adjusted"] = p
     return found

@@ -8,10 +8,10 @@ one of
 ``same``    the edit changes the looks and not the words: the reward must not move
 
 Changes are averaged within prompt groups, and the mean over groups has Student's t interval, in within-prompt standard
-deviations of the audited scores. ``bias``: it moves the wrong way by more than ``SMALLEST``, after Holm's correction over all
-probes; ``blind``: the damage certainly costs less than that (its 95 % interval lies above); ``none``: what should happen does
-(a fall beyond ``SMALLEST``, corrected likewise, for ``down``; an interval below or within it for the others); else
-``unclear``.
+deviations of the audited scores. p is of the hypothesis that it is at most ``SMALLEST`` in size, after Holm's correction over
+all probes. ``bias``: it is larger, and the wrong way; ``blind``: damage certainly costs less than ``SMALLEST`` (that it costs as
+much is rejected, Holm's correction over all damage); ``none``: what should happen does (a fall beyond ``SMALLEST``, or for edits
+that do no damage a 95 % interval on the right side of it); else ``unclear``.
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t
 
 from kwise.data.lines import STARTER
 from kwise.model.reward_model import RewardModel
@@ -81,7 +82,7 @@ def strip_markdown(text: str) -> str | None:
     """Without marks of headings, bold, bullets and quotes; numbers of lists and code stay. None if there are none of these."""
     if "```" in text:
         return None
-    plain = re.sub(r"^#{1,6}\s+|^\s*[-*\u2022]\s+|^>\s?", "", text, flags=re.MULTILINE)
+    plain = re.sub(r"^#{1,6}[ \t]+|^[ \t]*[-*\u2022][ \t]+|^>[ \t]?", "", text, flags=re.MULTILINE)
     plain = re.sub(r"\*\*([^*\n]+)\*\*", r"\1", plain)
     return plain if plain != text else None
 
@@ -181,25 +182,30 @@ def run_probes(
     return list(found.values())
 
 
-def mean_change(groups: Sequence[str], changes: np.ndarray, smallest: float) -> Estimate | None:
-    """The mean over prompt groups of each group's mean change; None for less than ``MIN_PROMPTS`` groups."""
+def mean_change(groups: Sequence[str], changes: np.ndarray) -> tuple[float, float, float] | None:
+    """The mean over prompt groups of each group's mean change, its standard error, and the degrees of freedom; None for less than
+    ``MIN_PROMPTS`` groups."""
     names = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     if len(names) < MIN_PROMPTS:
         return None
     owner = [names[group] for group in groups]
     means = np.bincount(owner, changes) / np.bincount(owner)
-    return estimate(float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1, smallest)
+    return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
 
 
 def judge_probes(changes: Sequence[Changes], spread: float) -> list[dict[str, Any]]:
-    """Each probe with its mean change in units of ``spread``, Holm's p over all of them, and the verdict."""
-    smallest = SMALLEST[False]
-    found = [mean_change(own.groups, (np.array(own.after) - own.before) / spread, smallest) for own in changes]
-    known = [i for i, own in enumerate(found) if own is not None]
-    adjusted = dict(zip(known, holm([own.p for own in found if own is not None]), strict=True))
+    """Each probe with its mean change in units of ``spread``, Holm's p, and the verdict."""
+    means = {own.probe: mean_change(own.groups, (np.array(own.after) - own.before) / spread) for own in changes}
+    known = {name: own for name, own in means.items() if own is not None}
+    found = {name: estimate(*own, SMALLEST[False]) for name, own in known.items()}
+    moved = dict(zip(found, holm([own.p for own in found.values()]), strict=True))
+    damage = [name for name in known if ALL[name].expect == "down"]
+    unseen = dict(zip(damage, holm([_no_fall(*known[name]) for name in damage]), strict=True))
     rows = []
-    for i, (own, value) in enumerate(zip(changes, found, strict=True)):
-        probe, p = ALL[own.probe], adjusted.get(i, 1.0)
+    for own in changes:
+        probe, value = ALL[own.probe], found.get(own.probe)
+        verdict = "rare" if value is None else _verdict(value, moved[probe.name], unseen.get(probe.name), probe.expect)
+        adjusted = (unseen if verdict == "blind" else moved).get(probe.name, 1.0)
         rose = [after > before for before, after in zip(own.before, own.after, strict=True)]
         rows.append(
             {
@@ -209,20 +215,24 @@ def judge_probes(changes: Sequence[Changes], spread: float) -> list[dict[str, An
                 "expect": probe.expect,
                 "n": len(own.groups),
                 "rose": sum(rose) / len(rose) if rose else None,
-                "adjusted": p,
-                "verdict": _verdict(value, p, probe.expect, smallest),
+                "adjusted": adjusted,
+                "verdict": verdict,
             }
             | (value.to_json() if value is not None else dict.fromkeys(("value", "low", "high", "p")))
         )
     return rows
 
 
-def _verdict(value: Estimate | None, adjusted: float, expect: str, smallest: float) -> str:
-    if value is None:
-        return "rare"
-    if adjusted < ALPHA:
+def _no_fall(value: float, error: float, df: float) -> float:
+    """The p of the hypothesis that the change is a fall of at least the smallest effect."""
+    return float(t.sf((value + SMALLEST[False]) / error, df)) if error else float(value <= -SMALLEST[False])
+
+
+def _verdict(value: Estimate, moved: float, unseen: float | None, expect: str) -> str:
+    smallest = SMALLEST[False]
+    if moved < ALPHA:
         return "bias" if value.value > 0 or expect == "same" else "none"
-    if expect == "down":
-        return "blind" if value.low > -smallest else "unclear"
+    if unseen is not None:
+        return "blind" if unseen < ALPHA else "unclear"
     inside = value.high < smallest and (expect == "not_up" or value.low > -smallest)
     return "none" if inside else "unclear"

@@ -91,3 +91,13 @@ GUILTY_OF = {
     "perfect, knows ranks": set(),
     "perfect, knows quality": set(),
 }
+
+
+class Scorer:
+    """Stands where a reward model would: scores each text of each ranking by ``score(text)``."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def score_rankings(self, rankings, progress=lambda done, total: None):
+        return [[float(self.score(text)) for text in ranking.responses] for ranking in rankings], 0
