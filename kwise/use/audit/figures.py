@@ -236,7 +236,11 @@ def draw_length(axes: Any, models: Models) -> None:
 def _accuracy_rows(models: Models) -> dict[str, str]:
     """What there are enough pairs for on both sides, and its label."""
     layout = next(iter(models.values()))["layout"]
-    enough = {own["trait"]: own["label"] for own in layout if min(own["with"]["n"], own["without"]["n"]) >= PAIRS}
+    enough = {
+        own["trait"]: own["label"]
+        for own in layout
+        if min(own["with"]["n"], own["without"]["n"]) >= PAIRS and own["with"]["low"] is not None
+    }
     return {"longer": "longer"} | enough
 
 

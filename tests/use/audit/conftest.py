@@ -10,8 +10,8 @@ EVIL = "<script>document.title = 'broken into'</script><img src=http://example.o
 
 @pytest.fixture(scope="session")
 def one():
-    """The audit of one planted model, with edits, on rankings whose texts would be markup if they could; a long word and an author
-    whose name is a formula are in it too."""
+    """The audit of one planted model, with edits, on rankings whose texts would be markup if they could; a long word and
+    an author whose name is a formula are in it too."""
     rng = np.random.default_rng(0)
     rankings, qualities = make_rankings(rng, prompts=40)
     rankings[0].messages[0]["content"] = EVIL

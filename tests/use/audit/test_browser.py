@@ -11,19 +11,10 @@ from kwise.use.audit.report import page
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
-OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=4000",
-    "--hide-scrollbars",
-]
-PROBE = """<!doctype html><body style="margin:0"><iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px"></iframe>
+OPTIONS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --virtual-time-budget=4000 --hide-scrollbars"""
+PROBE = """<!doctype html><body style="margin:0">
+<iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px"></iframe>
 <script>onload = () => setTimeout(() => {{
   const inside = document.getElementById('f').contentDocument, root = inside.documentElement;
   const wide = [...inside.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > root.clientWidth + 1);
@@ -58,7 +49,7 @@ def chromium(folder, *words):
     home = folder / "browser"
     # every name but the local one leads nowhere, so that a request to anybody else cannot even be looked up
     rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    command = [CHROMIUM, *OPTIONS, rules, f"--user-data-dir={home}", *words]
+    command = [CHROMIUM, *OPTIONS.split(), rules, f"--user-data-dir={home}", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
