@@ -5,11 +5,13 @@ marks, all others hollow. matplotlib comes with the extra ``audit``.
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kwise.use.audit.effects import SMALLEST
 from kwise.use.audit.features import AUTHOR
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -50,7 +52,8 @@ def draw_effects(axes: Any, models: Models) -> None:
     _forest(
         axes, models, [labels[name] for name in names], {m: [own[name] for name in names] for m, own in rows.items()}
     )
-    axes.axvspan(-0.2, 0.2, color="#000000", alpha=0.06, lw=0)
+    for y, own in enumerate(_shown(models)):
+        axes.barh(y, 2 * own["smallest"], 1.0, -own["smallest"], color="#000000", alpha=0.06, lw=0)
     axes.set_xlabel("change of the reward, SD")
 
 
@@ -76,7 +79,7 @@ def draw_probes(axes: Any, models: Models) -> None:
     first, names = next(iter(probed.values()))["probes"], _probed(models)
     labels = [_of(first, name)["label"] for name in names]
     _forest(axes, probed, labels, {m: [_of(facts["probes"], name) for name in names] for m, facts in probed.items()})
-    axes.axvspan(-0.2, 0.2, color="#000000", alpha=0.06, lw=0)
+    axes.axvspan(-SMALLEST[False], SMALLEST[False], color="#000000", alpha=0.06, lw=0)
     axes.set_xlabel("change of the reward, SD")
 
 
@@ -162,7 +165,7 @@ def draw_distribution(axes: Any, models: Models) -> None:
 
 
 def draw_drift(axes: Any, models: Models) -> None:
-    """Mean reward by tenth of the data, each model's around its own mean."""
+    """Mean reward by place in the data, or by file where there are too few, each model's around its own mean."""
     for k, facts in enumerate(models.values()):
         rows = facts["drift"].get("place in the data", facts["drift"]["file"])
         own = facts["distribution"]
@@ -175,7 +178,7 @@ def draw_drift(axes: Any, models: Models) -> None:
         axes.plot(at, values, MARKERS[k], color=COLOURS[k], mfc="white", ls=LINES[k], lw=0.8, ms=5)
         axes.set_xticks(range(len(rows)), [row["label"] if len(rows) > 2 else _short(row["label"]) for row in rows])
     axes.axhline(0, color=GREY, lw=0.8)
-    axes.set_xlabel("tenth of the data, in their order")
+    axes.set_xlabel("place in the data, first to last")
     axes.set_ylabel("mean reward, SD")
     _legend(axes, models)
 
@@ -306,13 +309,15 @@ def png(audit: Mapping[str, Any], heading: Sequence[str], file: Path) -> None:
     heights = [
         max(_height(name, audit) for name in row if name) for row in zip(left, [*right, ""][: len(left)], strict=True)
     ]
-    top = 0.25 + 0.2 * len(heading)
+    title, *facts = heading
+    lines = [line for fact in facts for line in textwrap.wrap(fact, 115, subsequent_indent="    ")]
+    top = 0.45 + 0.2 * len(lines)
     with rc_context(STYLE):
         figure = Figure(figsize=(2 * WIDTH + 0.3, sum(heights) + 0.4 * len(heights) + top), layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=[top, sum(heights) + 0.4 * len(heights)])
         head, body = parts
-        head.text(0.01, 0.95, heading[0], fontsize=13, fontweight="bold", va="top")
-        head.text(0.01, 0.95 - 0.3 / top, "\n".join(heading[1:]), va="top", linespacing=1.4)
+        head.text(0.01, 0.95, title, fontsize=13, fontweight="bold", va="top")
+        head.text(0.01, 0.95 - 0.3 / top, "\n".join(lines), va="top", linespacing=1.4)
         for row, panels in enumerate(body.subfigures(len(left), 1, height_ratios=heights, squeeze=False)[:, 0]):
             for panel, name in zip(panels.subfigures(1, 2), names[2 * row : 2 * row + 2], strict=False):
                 panel.suptitle(FIGURES[name][0], x=0.02, ha="left", fontweight="bold", fontsize=10)

@@ -18,7 +18,7 @@ from kwise.use.audit.features import COUNTED, LABELS, MIN_PROMPTS, Answers
 from kwise.use.suites.suite import PART
 
 BINS = 30  # of the histogram of rewards, at most
-STEPS = 10  # of the place in the data, and of length
+STEPS = 10  # of the place in the data, at most, and of length
 MISTAKES = 8
 PROMPT, ANSWER = 400, 700  # characters of a mistake that are shown
 OVERVIEW = ("pair_accuracy", "top1", "kendall_tau", "ndcg", "longer_wins", "better_model_wins", "equal_scores")
@@ -52,13 +52,15 @@ def distribution(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
 
 
 def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[str, list[dict[str, Any]]]:
-    """The mean reward by ``file``, by part (of a suite, or of the column ``by``), and by tenth of the data in their order."""
+    """The mean reward by ``file``, by part (of a suite, or of the column ``by``), and by tenth of the data in their
+    order (fewer steps if there are few rankings). What has less than ``MIN_PROMPTS`` rankings has no interval."""
     parts = {"file": [Path(ranking.file).name for ranking in rankings]}
     column = by or PART
     if any(column in ranking.columns for ranking in rankings):
         parts[column] = [str(ranking.columns.get(column, "-")) for ranking in rankings]
-    if len(rankings) >= STEPS:
-        parts["place in the data"] = [f"{1 + i * STEPS // len(rankings)}" for i in range(len(rankings))]
+    steps = min(STEPS, len(rankings) // MIN_PROMPTS)
+    if steps > 1:
+        parts["place in the data"] = [f"{1 + i * steps // len(rankings)}" for i in range(len(rankings))]
     return {name: _means(labels, rankings, rewards) for name, labels in parts.items()}
 
 
@@ -69,9 +71,11 @@ def _means(labels: Sequence[str], rankings: Sequence[Ranking], rewards: Table) -
     }  # a label may be any text, a metric's name not
     terms: list[Terms] = [{numbers[label]: (sum(own), len(own))} for label, own in zip(labels, rewards, strict=True)]
     found = summarise(terms, groups)
-    return [
+    rows = [
         {"label": label, "rankings": labels.count(label)} | found[number].to_json() for label, number in numbers.items()
     ]
+    few = {"low": None, "high": None}
+    return [row | (few if row["rankings"] < MIN_PROMPTS else {}) for row in rows]
 
 
 def calibration(rankings: Sequence[Ranking], rewards: Table) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def heading(audit: Mapping[str, Any]) -> list[str]:
         f"{data['rankings']} rankings, {data['answers']} answers, {data['prompts']} prompts: {', '.join(data['names'])}",
     ]
     for name, model in audit["models"].items():
-        found = [f"{own['label']} {own['value']:+.2f} SD" for own in accusations(model)]
+        found = [f"{own['label']} {interval(own, unit=' SD', sign='+')}" for own in accusations(model)]
         more = f", and {len(found) - 5} more" if len(found) > 5 else ""
         lines.append(f"{name}: " + (", ".join(found[:5]) + more if found else "accused of nothing"))
     return lines

@@ -103,6 +103,7 @@ def test_drift_means_by_file_and_part(ranking):
         ranking("c", ["x", "y", "z"], file="two.jsonl", kind="#1"),
     ]
     found = drift(rankings, [[1, 2], [3, 5], [6, 7, 8]], "kind")
+    assert {row["low"] for row in found["file"]} == {None}  # too few rankings for an interval
     assert {row["label"]: row["value"] for row in found["file"]} == {"one.jsonl": 1.5, "two.jsonl": 29 / 5}
     assert {row["label"]: (row["value"], row["rankings"]) for row in found["kind"]} == {
         "#1": (24 / 5, 2),
@@ -111,12 +112,15 @@ def test_drift_means_by_file_and_part(ranking):
     assert "place in the data" not in found
 
 
-def test_drift_by_place_has_a_row_for_every_tenth(ranking):
-    rankings = [ranking(str(i), ["x", "y"]) for i in range(25)]
-    rows = drift(rankings, [[i, i] for i in range(25)], None)["place in the data"]
-    assert [row["label"] for row in rows] == [str(i) for i in range(1, 11)]
-    assert sum(row["rankings"] for row in rows) == 25
-    assert rows[0]["value"] == 1.0  # of 0, 1, 2
+@pytest.mark.parametrize(("count", "steps", "first"), [(25, 2, 6.0), (100, 10, 4.5), (19, 0, None)])
+def test_drift_by_place_has_steps_of_ten_rankings_or_more(count, steps, first, ranking):
+    rankings = [ranking(str(i), ["x", "y"]) for i in range(count)]
+    rows = drift(rankings, [[i, i] for i in range(count)], None).get("place in the data", [])
+    assert [row["label"] for row in rows] == [str(i) for i in range(1, steps + 1)]
+    if rows:  # of 25 the first 13 (0 to 12), of 100 the first 10
+        assert sum(row["rankings"] for row in rows) == count
+        assert rows[0]["value"] == first
+        assert rows[0]["low"] < first < rows[0]["high"]
 
 
 def test_distribution_counts_every_answer_once(two):
