@@ -71,11 +71,12 @@ def _means(labels: Sequence[str], rankings: Sequence[Ranking], rewards: Table) -
     }  # a label may be any text, a metric's name not
     terms: list[Terms] = [{numbers[label]: (sum(own), len(own))} for label, own in zip(labels, rewards, strict=True)]
     found = summarise(terms, groups)
-    rows = [
-        {"label": label, "rankings": labels.count(label)} | found[number].to_json() for label, number in numbers.items()
-    ]
-    few = {"low": None, "high": None}
-    return [row | (few if row["rankings"] < MIN_PROMPTS else {}) for row in rows]
+    rows = []
+    for label, number in numbers.items():
+        few = labels.count(label) < MIN_PROMPTS
+        row = {"label": label, "rankings": labels.count(label)} | found[number].to_json()
+        rows.append(row | ({"low": None, "high": None} if few else {}))
+    return rows
 
 
 def calibration(rankings: Sequence[Ranking], rewards: Table) -> dict[str, Any]:
