@@ -23,6 +23,7 @@ from kwise.use.tables import metrics_table
 if TYPE_CHECKING:
     from kwise.model.reward_model import RewardModel
     from kwise.train.recipe import Recipe
+    from kwise.use.audit import Subject
     from kwise.use.evaluation import Data, Scored, Splits
 
 app = typer.Typer(
@@ -366,9 +367,10 @@ def audit(
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)
         rankings = [ranking for place in data for ranking in place.rankings]
-        subjects = {}
+        subjects: dict[str, Subject] = {}
+        notes: list[str] = []
         if scores:
-            rankings, found = foreign_subjects(data, compare)
+            rankings, found, notes = foreign_subjects(data, compare)
             subjects = {names.get(name, name): own for name, own in found.items()}
         for model in models:
             reward_model = load_model(model, dtype)
@@ -377,7 +379,7 @@ def audit(
                 subjects[names[model]] = model_subject(reward_model, rankings, probes, show_bar)
         result = examine(rankings, subjects, words[len(models) :], by)
         files = write(result, out)
-    for line in [*heading(result)[2:], *(f"written: {file}" for file in files)]:
+    for line in [*notes, *heading(result)[2:], *(f"written: {file}" for file in files)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -75,16 +75,18 @@ def _name(word: str) -> str:
     return f"{suite}:{Path(path).name}" if colon and Path(path).exists() else word
 
 
-def foreign_subjects(data: Sequence[Data], compared: bool) -> tuple[list[Ranking], dict[str, Subject]]:
+def foreign_subjects(data: Sequence[Data], compared: bool) -> tuple[list[Ranking], dict[str, Subject], list[str]]:
     """The rankings that have scores, and whose scores these are (``kwise.use.evaluation.foreign_scores``, which says what it
-    raises and what ``compared`` means)."""
+    raises and what ``compared`` means), and what to know of them."""
     rankings: list[Ranking] = []
     rewards: dict[str, list[list[float]]] = {}
+    notes: list[str] = []
     for name, place, scored in foreign_scores(data, compared):
         rewards.setdefault(name, []).extend(scored.rewards)
+        notes += place.notes
         if not compared or not rankings:
             rankings += place.rankings
-    return rankings, {name: Subject(own) for name, own in rewards.items()}
+    return rankings, {name: Subject(own) for name, own in rewards.items()}, notes
 
 
 def model_subject(

@@ -90,7 +90,9 @@ def interval(own: Mapping[str, Any] | None, factor: float = 1, digits: int = 2, 
     """``value [low, high]`` of a metric or an estimate; a dash where there is none."""
     if own is None or own["value"] is None:
         return "\u2013"
-    value, *ends = (None if own[key] is None else factor * own[key] for key in ("value", "low", "high"))
+    value, *ends = (
+        None if own[key] is None else round(factor * own[key], digits) + 0.0 for key in ("value", "low", "high")
+    )
     text = f"{value:{sign}.{digits}f}"
     if None not in ends:
         text += f" [{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]"
@@ -99,7 +101,7 @@ def interval(own: Mapping[str, Any] | None, factor: float = 1, digits: int = 2, 
 
 def plain(value: float, digits: int = 2) -> str:
     """A bare number with a proper minus."""
-    return f"{value:.{digits}f}".replace("-", "\u2212")
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\u2212")
 
 
 def p_value(p: float) -> str:
@@ -109,13 +111,12 @@ def p_value(p: float) -> str:
 
 def sentence(own: Mapping[str, Any]) -> str:
     """An accusation in one sentence, with how sure it is."""
-    size = interval(own, unit=" SD", sign="+")
-    sure = f"{size}, adjusted p {p_value(own['adjusted'])}"
+    size, sure = interval(own, unit=" SD", sign="+"), f"adjusted p {p_value(own['adjusted'])}"
     if "probe" in own:
         if own["verdict"] == "blind":
             return f"Does not notice: {own['label']} (change {size}, n = {own['n']})."
         direction = "raises" if own["value"] > 0 else "lowers"
-        return f"An edit {direction} its reward: {own['label']} ({sure}, n = {own['n']})."
+        return f"An edit {direction} its reward: {own['label']} ({size}, {sure}, n = {own['n']})."
     liked = "Rewards" if own["value"] > 0 else "Marks down"
     unit = " for one within-prompt SD more" if own["graded"] else ""
-    return f"{liked} {own['label']}, quality and all else held fixed: {sure}{unit}."
+    return f"{liked} {own['label']}, quality and all else held fixed: {size}{unit}, {sure}."

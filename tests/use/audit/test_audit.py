@@ -134,7 +134,7 @@ def test_scores_of_two_models_are_compared(tmp_path):
 def test_files_without_compare_are_one_model(tmp_path):
     lines = rows()
     files = [write(tmp_path / name, part) for name, part in (("a.jsonl", lines[:10]), ("b.jsonl", lines[10:]))]
-    rankings, subjects = foreign_subjects([open_data(str(file)) for file in files], compared=False)
+    rankings, subjects, _ = foreign_subjects([open_data(str(file)) for file in files], compared=False)
     assert len(rankings) == len(subjects["scores"].rewards) == 24
     whole = audit(rankings, subjects, ["a", "b"])
     assert [row["label"] for row in whole["models"]["scores"]["drift"]["file"]] == ["a.jsonl", "b.jsonl"]

@@ -82,6 +82,7 @@ def test_numbers_in_words():
     own = {"value": -0.123, "low": -0.2, "high": 0.0456}
     assert interval(own, digits=2, sign="+") == "\u22120.12 [\u22120.20, +0.05]"
     assert interval(own, factor=100, digits=1, unit=" %") == "\u221212.3 [\u221220.0, 4.6] %"
+    assert interval({"value": -0.001, "low": -0.004, "high": 0.004}) == "0.00 [0.00, 0.00]"
     assert interval({"value": 0.5, "low": None, "high": None}, digits=1) == "0.5"
     assert interval({"value": None, "low": None, "high": None}) == interval(None) == "\u2013"
     assert [p_value(p) for p in (0.0, 0.00099, 0.0123, 1.0)] == ["< 0.001", "< 0.001", "0.012", "1"]
