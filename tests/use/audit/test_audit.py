@@ -57,7 +57,7 @@ def model(tokenizer, tmp_path):
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
     )
-    RewardModel(LlamaForSequenceClassification(config), tokenizer, Settings(512)).save_pretrained(tmp_path / "model")
+    RewardModel(LlamaForSequenceClassification(config), tokenizer, Settings(2048)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
