@@ -76,7 +76,7 @@ def test_what_is_no_covariate_is_refused_in_words(name, message):
         ("tables", "a | b\n--- | ---\n1 | 2", True),
         ("tables", "above\n\n---\n\nbelow", False),
         ("emoji", "Well done \U0001f600", True),
-        ("emoji", "naïve café – “quoted” →", False),
+        ("emoji", "naïve café \u2013 “quoted” →", False),
     ],
 )
 def test_flattery_tables_and_emoji_are_told_from_what_looks_like_them(name, text, found):
