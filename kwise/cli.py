@@ -23,6 +23,7 @@ from kwise.use.tables import metrics_table
 if TYPE_CHECKING:
     from kwise.model.reward_model import RewardModel
     from kwise.train.recipe import Recipe
+    from kwise.use.audit import Subject
     from kwise.use.evaluation import Data, Scored, Splits
 
 app = typer.Typer(
@@ -363,6 +364,56 @@ def model_scores(models: list[str], data: "list[Data]", dtype: str) -> "Iterator
                 scored = score_data(reward_model, place, partial(show_progress, bar, task))
             yield model, place, scored
             report_shortened(scored.shortened, reward_model)
+
+
+@app.command()
+def audit(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL... DATA...", help="models, then rankings, pairs or suites, as for eval"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="OUT.html; OUT.json and OUT.png are written beside it")],
+    scores: Annotated[
+        bool, typer.Option("--scores", help="no MODEL: the DATA hold the scores, whoever made them; no edits then")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="with --scores: the DATA are scores of one and the same rankings")
+    ] = False,
+    probes: Annotated[int, typer.Option(min=0, help="answers to edit and score again; 0 for none")] = 60,
+    by: Annotated[str | None, typer.Option(help="also show mean rewards by the values of this column")] = None,
+    source: SOURCE = "auto",
+    dtype: DTYPE = "float32",
+) -> None:
+    """What MODEL rewards beside quality, and how sure that is: a page to look at, the same as JSON, and a sheet of figures."""
+    with user_errors():
+        from kwise.train.run_folder import progress_bar
+        from kwise.use.audit import audit as examine
+        from kwise.use.audit import foreign_subjects, model_subject
+        from kwise.use.audit.report import check, heading, write
+        from kwise.use.evaluation import model_words, open_data
+        from kwise.use.results import labels
+
+        check(out)
+        if compare and not scores:
+            raise ValueError("--compare is for --scores: models are compared when several are named")
+        models = [] if scores else model_words(words)
+        data = [open_data(word, by, source) for word in words[len(models) :]]
+        names = labels(words if compare else models)
+        rankings = [ranking for place in data for ranking in place.rankings]
+        subjects: dict[str, Subject] = {}
+        notes: list[str] = []
+        if scores:
+            rankings, found, notes = foreign_subjects(data, compare)
+            subjects = {names.get(name, name): own for name, own in found.items()}
+        for model in models:
+            reward_model = load_model(model, dtype)
+            with progress_bar(errors) as bar:
+                show_bar = partial(bar_of, bar, bar.add_task("scoring", total=None))
+                subjects[names[model]] = model_subject(reward_model, rankings, probes, show_bar)
+        result = examine(rankings, subjects, words[len(models) :], by)
+        files = write(result, out)
+    for line in [*notes, *heading(result)[2:], *(f"written: {file}" for file in files)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_ceilings(files: list[str], source: str, json_out: Path | None) -> None:

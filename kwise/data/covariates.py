@@ -10,6 +10,13 @@ REFUSAL = re.compile(
     r"|I (?:can['\u2019]t|cannot|won['\u2019]t|will not|must decline)\b)",
     re.IGNORECASE,
 )
+FLATTERY = re.compile(
+    r"\b(?:(?:great|good|excellent|wonderful|brilliant|fantastic|amazing|insightful|thoughtful|lovely) (?:question|point|idea)"
+    r"|you(?:['\u2019]re| are) (?:absolutely|so|completely|totally|quite) (?:right|correct)"
+    r"|what an? (?:great|good|excellent|wonderful|brilliant|fantastic|amazing|insightful|thoughtful|lovely)\b"
+    r"|you(?:['\u2019]re| are) (?:brilliant|a genius|very wise|so smart|clearly an expert))",
+    re.IGNORECASE,
+)
 
 
 def _count(pattern: str) -> Callable[[str], float]:
@@ -23,9 +30,13 @@ COVARIATES: dict[str, Callable[[str], float]] = {
     "headings": _count(r"^#{1,6}\s"),
     "bold": _count(r"\*\*[^*\n]+\*\*"),
     "code": _count(r"^\s*```"),
+    "tables": _count(r"^\s*\|?(?:\s*:?-{3,}:?\s*\|)+\s*(?:\s:?-{3,}:?\s*)?$"),
+    "emoji": _count("[\U0001f300-\U0001faff\u2600-\u27bf]"),
     "refusal": lambda text: float(bool(REFUSAL.search(text[:300]))),
+    "flattery": lambda text: float(bool(FLATTERY.search(text))),
 }
-"""log(1 + characters); log(1 + number) of list items, headings, bold spans, code fences; 1 where the beginning refuses."""
+"""log(1 + characters); log(1 + number) of list items, headings, bold spans, code fences, rules of tables and emoji; 1 where the
+beginning refuses, and where the text flatters the user."""
 
 
 def covariates(names: Sequence[str], texts: Iterable[str]) -> np.ndarray:

@@ -54,7 +54,9 @@ def from_causal_lm(
     )
     torch.nn.init.zeros_(getattr(model, HEAD).weight)
     for module in model.modules() if quantize else ():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' kernel for it has no gradient, and does not say so
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # bitsandbytes' kernel for it has no gradient, and does not say so
             module.support_avx512bf16_for_cpu = False
     return model
 

@@ -68,11 +68,15 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds all of it or what it held before, whenever the process or the machine dies."""
     beside = path.with_name(f".{path.name}.unfinished")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _step(checkpoint: Path) -> int:

@@ -135,9 +135,14 @@ class RunFolder:
 
     def log(self, entry: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
-        if self.main and not self.again:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        if not self.main or self.again:
+            return
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
     def save_unfinished(self, model: RewardModel) -> None:
         """Write the weights, so that nothing that fails from here on can lose them."""

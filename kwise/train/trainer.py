@@ -160,6 +160,10 @@ class KwiseTrainer(Trainer):
             raise ValueError(
                 "fsdp is set, but there is nothing to shard over: accelerate shards over several GPUs only"
             )
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 is not supported: set fsdp = true, which shards weights too, or use ZeRO-2"
+            )
         self.resumed_from: Path | None = None
         self.add_callback(AtTrainBegin(self._restore_sums))
         for callback in list(self.callback_handler.callbacks):
@@ -375,26 +379,33 @@ class KwiseTrainer(Trainer):
                 self._rewards(plain, self._filler)
         passes += [Pass(self._filler, lambda rewards: 0.0 * rewards.sum())] * (number - len(passes))
         for count, (row, loss, state) in enumerate(passes, 1):
-            with contextlib.nullcontext() if count == number else self.accelerator.no_sync(model):
+            last = count == number
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 # what dropout drew in the pass without gradients, it draws again
                 with random_state_of(state, self.args.device) if state else contextlib.nullcontext():
-                    rewards = self._rewards(model, row)
-                self.accelerator.backward(loss(rewards))
+                    value = loss(self._rewards(model, row))
+                if last:
+                    self._agree(step)
+                self.accelerator.gradient_state._set_sync_gradients(last)  # at True DeepSpeed's backward also updates
+                self.accelerator.backward(value)
+        self.nll, self.nll_steps = self.nll + step.nll, self.nll_steps + 1
+        self.inputs = inputs
+        return step.total
+
+    def _agree(self, step: Step) -> None:
+        """What all must know of each other before gradients are exchanged: is a loss not finite, was a process told to stop?"""
         asked = self.stop.number if self.stop else 0
         mine = torch.tensor([step.total.isfinite().logical_not(), asked], dtype=torch.float64, device=self.args.device)
         bad, self.asked_to_stop = self.accelerator.gather(mine[None]).amax(0).int().tolist()
         if bad:
             blamed = step.not_finite() if mine[0] else []
             raise FloatingPointError(self._not_finite("loss", [*map(where, blamed)]))
-        self.nll, self.nll_steps = self.nll + step.nll, self.nll_steps + 1
-        self.inputs = inputs
-        return step.total
 
     def _lockstep(self, *passes: int) -> list[int]:
         """How many passes of each kind this process runs, of those it needs.
 
-        Where weights are sharded every pass is an exchange between all processes, so that all run as many as the one with the
-        most.
+        Where weights or gradients are sharded every pass is an exchange between all processes, so that all run as many as the
+        one with the most.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return [max(each) for each in zip(*gather_object([passes]), strict=True)]
@@ -415,9 +426,11 @@ class KwiseTrainer(Trainer):
         """The message of the guards, the same in every process."""
         places = sorted(set(gather_object(own)))
         cause = f"it comes from {'; '.join(places)}" if places else "no ranking of the step has it alone"
+        late = what == "gradient" and self.is_deepspeed_enabled  # its backward pass updates before the norm is known
         return (
-            f"the {what} of step {self.state.global_step + 1} is not finite: {cause}. Nothing was updated; earlier checkpoints "
-            "are whole. Look at these rankings, or start over with a lower learning rate"
+            f"the {what} of step {self.state.global_step + 1} is not finite: {cause}. "
+            f"{'DeepSpeed has used it' if late else 'Nothing was updated'}; earlier checkpoints are whole. Look at these "
+            "rankings, or start over with a lower learning rate"
         )
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
@@ -494,7 +507,7 @@ class KwiseTrainer(Trainer):
         """The model with plain weights, on this process's device. Where they are sharded all processes must call this, and the
         main one gets a copy with all of them; the others get the sharded model."""
         model: PreTrainedModel | PeftModel = self.accelerator.unwrap_model(self.model)
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if not self.is_fsdp_enabled:
             return model
         weights = self.accelerator.get_state_dict(self.model)
         if not self.accelerator.is_main_process:

@@ -66,3 +66,18 @@ def test_no_covariates_are_no_columns():
 def test_what_is_no_covariate_is_refused_in_words(name, message):
     with pytest.raises(ValueError, match=message):
         covariates([name], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("flattery", "What a great idea, and you're absolutely right!", True),
+        ("flattery", "The right answer to a question of taste is good.", False),
+        ("tables", "a | b\n--- | ---\n1 | 2", True),
+        ("tables", "above\n\n---\n\nbelow", False),
+        ("emoji", "Well done \U0001f600", True),
+        ("emoji", "naïve café \u2013 “quoted” →", False),
+    ],
+)
+def test_flattery_tables_and_emoji_are_told_from_what_looks_like_them(name, text, found):
+    assert (covariates([name], [text])[0, 0] > 0) == found
