@@ -266,7 +266,7 @@ def encode_files(
     """The rankings of ``files`` (as ``read_lines`` takes them), encoded now or, where nothing has changed since, before.
 
     ``say`` is told which of the two it was, and the rate; ``progress`` the number of rankings done. Large files are encoded by a
-    process for each core this one may use; memory grows by about two kilobytes a ranking. Like all that starts processes, a
+    process for each core this one may use; memory grows by about a kilobyte a ranking. Like all that starts processes, a
     script that calls this needs its ``if __name__ == "__main__"``. Raises ``DataError`` at the first line, in the order of the
     file, that cannot be read or encoded; nothing is kept then.
     """
