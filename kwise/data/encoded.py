@@ -86,6 +86,21 @@ def shapes(items: Sequence[EncodedRanking]) -> Shapes:
     )
 
 
+def content(items: Sequence[EncodedRanking]) -> str:
+    """A hash of all ids and ranks of ``items``, of the hashes on file where they were read from the cache."""
+    digest = xxhash.xxh3_128()
+    if isinstance(items, EncodedRankings):
+        for part in items.parts:
+            digest.update(json.dumps(part.about["hashes"]).encode())
+        digest.update(np.ascontiguousarray(items.ranks).data)
+    else:
+        for item in items:
+            lists: list[Sequence[float]] = [item.prefix, *item.suffixes, item.ranks]
+            for values in lists:
+                digest.update(np.array([len(values), *values], dtype=np.float64).data)
+    return str(digest.hexdigest())
+
+
 def prompt_hashes(rankings: "Sequence[Ranking] | EncodedRankings") -> tuple[np.ndarray, np.ndarray]:
     """Of each ranking a hash of ``prompt`` and one of ``group``: [n] uint64 both."""
     if isinstance(rankings, EncodedRankings):

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
-from kwise.data.encoded import EncodedRankings, fingerprint, shapes
+from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes
 from kwise.data.packing import build_row, deal, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
@@ -195,7 +195,8 @@ class KwiseTrainer(Trainer):
         """As ``transformers.Trainer.train``, from the newest whole checkpoint of ``output_dir`` for ``True``.
 
         What follows is what would have followed without the interruption, bit for bit where the machine's arithmetic is
-        (docs/4-train.md). Raises ``ValueError`` for a checkpoint that is not whole, and for ``True`` if there is none.
+        (docs/10-long-runs.md). Raises ``ValueError`` for a checkpoint that is not whole or of other rankings, and for ``True``
+        if there is none.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(newest(Path(self.args.output_dir), logger.warning) or "")
@@ -203,8 +204,13 @@ class KwiseTrainer(Trainer):
                 raise ValueError(f"there is no whole checkpoint in {self.args.output_dir}")
         elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
-        self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self.resumed_at = read_seal(self.resumed_from)["step"] if self.resumed_from else 0
+        self.resumed_from, self.resumed_at = None, 0
+        if resume_from_checkpoint:
+            self.resumed_from = Path(resume_from_checkpoint)
+            facts = read_seal(self.resumed_from)
+            self.resumed_at = facts["step"]
+            if facts["rankings"] != self._content:
+                raise ValueError(f"{resume_from_checkpoint} was trained on other rankings than those given now")
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.epoch_ended_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
@@ -243,7 +249,8 @@ class KwiseTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                seal(folder, {"step": self.state.global_step, "processes": self.accelerator.num_processes})
+                facts = {"step": self.state.global_step, "processes": self.accelerator.num_processes}
+                seal(folder, facts | {"rankings": self._content})
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own for a full disk is a RuntimeError
             free = shutil.disk_usage(self.args.output_dir).free
             shutil.rmtree(folder, ignore_errors=True)
@@ -400,6 +407,10 @@ class KwiseTrainer(Trainer):
         if bad:
             blamed = step.not_finite() if mine[0] else []
             raise FloatingPointError(self._not_finite("loss", [*map(where, blamed)]))
+
+    @cached_property
+    def _content(self) -> str:
+        return content(self.train_dataset)
 
     def _lockstep(self, *passes: int) -> list[int]:
         """How many passes of each kind this process runs, of those it needs.

@@ -15,7 +15,7 @@ import pytest
 
 from kwise.data import encoded as module
 from kwise.data.encode import Encoder
-from kwise.data.encoded import EncodedRankings, Shapes, encode_files, prompt_hashes, shapes
+from kwise.data.encoded import EncodedRankings, Shapes, content, encode_files, prompt_hashes, shapes
 from kwise.data.packing import split
 from kwise.data.sources import read_rankings
 from kwise.data.tally import tally
@@ -277,3 +277,21 @@ def test_a_full_disk_and_a_killed_worker_are_said_and_leave_nothing(tmp_path, en
     with pytest.raises(ChildProcessError, match="was killed"):
         encode_files(encoder, [file], progress=kill_one)
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_hash_of_the_content_changes_with_ids_ranks_and_order_and_with_nothing_else(tmp_path, encoder):
+    file = write(tmp_path / "a.jsonl", 5)
+    first = content(encode_files(encoder, [str(file)]))
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert content(encode_files(encoder, [str(tmp_path / "copy.jsonl")])) == first
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    swapped = [lines[1], lines[0], *lines[2:]]
+    reranked = [lines[0].replace('"rank": 1', '"rank": 9'), *lines[1:]]
+    assert reranked != lines
+    for other in (swapped, reranked, lines[:-1]):
+        (tmp_path / "other.jsonl").write_text("\n".join(other) + "\n")
+        other_file = str(tmp_path / "other.jsonl")
+        assert content(encode_files(encoder, [other_file])) != first
+        plain = [list(encode_files(encoder, [each])) for each in (str(file), other_file)]
+        assert content(plain[0]) != content(plain[1])
+        assert content(plain[0]) == content(list(plain[0]))

@@ -68,7 +68,7 @@ def test_unknown_key_at_every_level_names_itself_and_the_nearest_known_one(load,
 
 def test_unknown_key_like_no_other_lists_the_known_ones(load):
     (mistake,) = mistakes(load, SMALL, "model.zzzz=1")
-    assert mistake == "model.zzzz: no such key; known: base, layers, chat_template, dtype, attention"
+    assert mistake == "model.zzzz: no such key; known: base, layers, chat_template, dtype, attention, quantize"
 
 
 def test_all_mistakes_of_all_kinds_are_reported_at_once(load):

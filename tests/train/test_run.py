@@ -130,6 +130,16 @@ def test_checkpoints_of_another_recipe_are_not_gone_on_with(workshop):
     assert run(workshop, *STEPS, *others, "trainer.max_steps=1", start_over=True).model.exists()
 
 
+def test_a_run_is_not_gone_on_with_on_other_rankings(workshop):
+    run(workshop, *STEPS, "trainer.max_steps=2").model.rename(workshop / "whole")
+    text = (workshop / "train.jsonl").read_text()
+    (workshop / "train.jsonl").write_text(text.replace("question 3", "question 4"))
+    with pytest.raises(ValueError, match="checkpoint-2 was trained on other rankings than those given now"):
+        run(workshop, *STEPS, "trainer.max_steps=2")
+    (workshop / "train.jsonl").write_text(text)
+    assert run(workshop, *STEPS, "trainer.max_steps=2").model.exists()
+
+
 def test_rankings_that_are_all_tied_train_nothing(workshop):
     answers = [{"rank": 1, "completion": text} for text in ("a", "b")]
     line = json.dumps({"context": "q", "completions": answers}) + "\n"
