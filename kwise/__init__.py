@@ -17,7 +17,7 @@ _HOME = {
     "DataError": "kwise.records",
     "read_rankings": "kwise.data.sources",
     "RewardModel": "kwise.model.reward_model",
-    "KwiseConfig": "kwise.train.trainer",
+    "KwiseConfig": "kwise.train.config",
     "KwiseTrainer": "kwise.train.trainer",
 }
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kwise.model.reward_model import RewardModel as RewardModel
     from kwise.records import DataError as DataError
     from kwise.records import Ranking as Ranking
-    from kwise.train.trainer import KwiseConfig as KwiseConfig
+    from kwise.train.config import KwiseConfig as KwiseConfig
     from kwise.train.trainer import KwiseTrainer as KwiseTrainer
 
 

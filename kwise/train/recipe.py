@@ -134,7 +134,7 @@ def _check(table: dict[str, Any]) -> list[str]:
     from kwise.model.attention import ATTENTION
     from kwise.model.backbone import DTYPES
     from kwise.objective import OBJECTIVES, objective
-    from kwise.train.trainer import KwiseConfig
+    from kwise.train.config import KwiseConfig
 
     choices = {
         "method": METHODS,

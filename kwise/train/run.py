@@ -27,10 +27,11 @@ from kwise.objective.design import Design
 from kwise.objective.head import fit_head
 from kwise.objective.metrics import Metric, evaluate
 from kwise.records import Ranking
+from kwise.train.config import KwiseConfig
 from kwise.train.guards import StopOnSignal, TrainingStopped
 from kwise.train.recipe import Recipe
 from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
-from kwise.train.trainer import KwiseConfig, KwiseTrainer
+from kwise.train.trainer import KwiseTrainer
 
 NOTHING = "{}: every ranking is tied throughout, so there is nothing to learn"
 NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval

@@ -6,7 +6,7 @@ import math
 import shutil
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,19 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
 from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes
-from kwise.data.packing import build_row, deal, pack, split
+from kwise.data.packing import build_row, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
@@ -38,51 +37,12 @@ from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
 from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal
+from kwise.train.config import KwiseConfig
 from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
+from kwise.train.sampler import StepLoader, StepSampler
 from kwise.train.step import Pass, Step, random_state, random_state_of, where
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class KwiseConfig(TrainingArguments):
-    """``TrainingArguments`` and what a ranking needs. One optimiser step is ``rankings_per_step`` rankings over all processes.
-
-    ``tokens_per_row`` (memory and speed) never changes the loss. The Trainer's own batch size and accumulation are not
-    used: setting them is an error.
-    """
-
-    objective: str = field(default="plackett_luce", metadata={"help": "a key of kwise.losses.OBJECTIVES"})
-    objective_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "of kwise.losses.objective"})
-    rankings_per_step: int = field(default=32, metadata={"help": "rankings per optimiser step, over all processes"})
-    tokens_per_row: int = field(default=4096, metadata={"help": "tokens in one forward pass"})
-    max_length: int = field(default=2048, metadata={"help": "longest sequence: prompt and one response, in tokens"})
-    truncation: str = field(default="left", metadata={"help": "rule for longer sequences, see kwise.data.encode"})
-    attention: str = field(default="auto", metadata={"help": "auto, or a name of kwise.model.attention"})
-    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "kwise stops at a non-finite loss"})
-    fsdp: bool | None = field(default=None, metadata={"help": "shard weights over the GPUs, by FSDP2"})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "a row uses every parameter"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "a data set of rankings has no columns"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        objective(self.objective, **self.objective_options)  # raises for what it does not know
-        for name in ("rankings_per_step", "tokens_per_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, this is {getattr(self, name)}")
-        if (
-            self.gradient_accumulation_steps != 1
-            or self.per_device_train_batch_size != TrainingArguments.per_device_train_batch_size
-        ):
-            raise ValueError(
-                "a step is rankings_per_step rankings, cut into rows of tokens_per_row tokens; leave "
-                "per_device_train_batch_size and gradient_accumulation_steps alone"
-            )
-        if self.world_size == 1 and self.n_gpu > 1:
-            raise ValueError(
-                "several GPUs in one process (DataParallel) are not supported; start one process per GPU: torchrun"
-            )
 
 
 class KwiseTrainer(Trainer):
@@ -170,15 +130,14 @@ class KwiseTrainer(Trainer):
             if type(callback).__module__.startswith("transformers.integrations"):
                 self.remove_callback(callback)
                 self.add_callback(LosableTracker(callback))
-        self.stop: StopOnSignal | None = (
-            None  # while it listens, a signal saves a checkpoint and raises TrainingStopped
-        )
+        # while it listens, a signal saves a checkpoint and raises TrainingStopped
+        self.stop: StopOnSignal | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this process's share of the step's rankings."""
         return StepLoader(self.train_dataset, batch_sampler=self._sampler(), collate_fn=self.data_collator)
 
-    def _sampler(self) -> "StepSampler":
+    def _sampler(self) -> StepSampler:
         return StepSampler(
             shapes(self.train_dataset).num_tokens.tolist(),
             self.args.rankings_per_step,
@@ -573,40 +532,3 @@ def read_rows(model: PreTrainedModel) -> None:
         return rewards.clone()  # FSDP2 hooks into what is returned, which must not be a view
 
     model.forward = types.MethodType(forward, model)
-
-
-class StepSampler(Sampler[list[int]]):
-    """The rankings of every step, shuffled by seed and epoch; which of them a process gets (``deal``) changes nothing else."""
-
-    def __init__(
-        self, lengths: Sequence[int], per_step: int, seed: int, process: int = 0, num_processes: int = 1
-    ) -> None:
-        self.lengths, self.per_step, self.seed = lengths, per_step, seed
-        self.process, self.num_processes, self.epoch = process, num_processes, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.per_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (shares[self.process] for shares in self.steps())
-
-    def steps(self) -> Iterator[list[list[int]]]:
-        """For every step the rankings of each process."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.per_step):
-            step = sorted(order[start : start + self.per_step])
-            yield [[step[i] for i in own] for own in deal([self.lengths[i] for i in step], self.num_processes)]
-
-
-class StepLoader(DataLoader[Any]):
-    """A DataLoader that tells its sampler the epoch, as transformers' Trainer expects."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Hand the epoch to the sampler."""
-        assert isinstance(self.batch_sampler, StepSampler)
-        self.batch_sampler.set_epoch(epoch)

@@ -17,8 +17,8 @@ from kwise import KwiseConfig, KwiseTrainer, Ranking
 from kwise.data.encode import Encoder
 from kwise.data.encoded import encode_files
 from kwise.losses import OBJECTIVES
+from kwise.train.sampler import StepSampler
 from kwise.train.step import random_state, random_state_of
-from kwise.train.trainer import StepSampler
 
 WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
 

@@ -1,0 +1,49 @@
+"""``KwiseConfig``: what a training run by ``KwiseTrainer`` can be told."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from kwise.objective import objective
+
+
+@dataclass
+class KwiseConfig(TrainingArguments):
+    """``TrainingArguments`` and what a ranking needs. One optimiser step is ``rankings_per_step`` rankings over all processes.
+
+    ``tokens_per_row`` (memory and speed) never changes the loss. The Trainer's own batch size and accumulation are not
+    used: setting them is an error.
+    """
+
+    objective: str = field(default="plackett_luce", metadata={"help": "a key of kwise.losses.OBJECTIVES"})
+    objective_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "of kwise.losses.objective"})
+    rankings_per_step: int = field(default=32, metadata={"help": "rankings per optimiser step, over all processes"})
+    tokens_per_row: int = field(default=4096, metadata={"help": "tokens in one forward pass"})
+    max_length: int = field(default=2048, metadata={"help": "longest sequence: prompt and one response, in tokens"})
+    truncation: str = field(default="left", metadata={"help": "rule for longer sequences, see kwise.data.encode"})
+    attention: str = field(default="auto", metadata={"help": "auto, or a name of kwise.model.attention"})
+    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "kwise stops at a non-finite loss"})
+    fsdp: bool | None = field(default=None, metadata={"help": "shard weights over the GPUs, by FSDP2"})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "a row uses every parameter"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "a data set of rankings has no columns"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        objective(self.objective, **self.objective_options)  # raises for what it does not know
+        for name in ("rankings_per_step", "tokens_per_row"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, this is {getattr(self, name)}")
+        if (
+            self.gradient_accumulation_steps != 1
+            or self.per_device_train_batch_size != TrainingArguments.per_device_train_batch_size
+        ):
+            raise ValueError(
+                "a step is rankings_per_step rankings, cut into rows of tokens_per_row tokens; leave "
+                "per_device_train_batch_size and gradient_accumulation_steps alone"
+            )
+        if self.world_size == 1 and self.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (DataParallel) are not supported; start one process per GPU: torchrun"
+            )
