@@ -59,6 +59,18 @@ def build_llama2_tokenizer(adds_bos: bool = True) -> Any:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What tests encode goes to a cache of their own, which shares only the real model, where that was made."""
+    from kwise.data.cache import cache_folder
+    from kwise.model.smollm2 import FOLDER
+
+    made, own = cache_folder() / FOLDER, tmp_path_factory.mktemp("cache")
+    if made.exists():
+        (own / FOLDER).symlink_to(made.resolve())
+    os.environ["KWISE_CACHE"] = str(own)
+
+
 @pytest.fixture
 def llama2_tokenizer() -> Any:
     """See ``build_llama2_tokenizer``."""
