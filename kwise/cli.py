@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kwise.train.recipe import Recipe
     from kwise.use.audit import Subject
     from kwise.use.evaluation import Data, Scored, Splits
+    from kwise.use.score_cache import ScoreCache
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +44,7 @@ CALIBRATED = Annotated[
 LOWER_BOUND = Annotated[
     float | None, typer.Option("--lower-bound", metavar="C", help="also errors, and bounds C errors below the score")
 ]
+CACHE = Annotated[bool, typer.Option("--cache/--no-cache", help="keep scores on disk, and score nothing twice")]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 
@@ -306,6 +308,7 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option(help="folder for RewardBench result files and model-index entries")
     ] = None,
+    cache: CACHE = True,
     source: SOURCE = "auto",
     dtype: DTYPE = "float32",
 ) -> None:
@@ -327,7 +330,7 @@ def evaluate(
         names = labels(words if compare else models, results is not None)
         columns = len(data) if compare else len(models) or 1
         found: dict[str, dict[str, Splits]] = {}
-        runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype)
+        runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype, cache)
         for model, place, scored in runs:
             found.setdefault(names.get(model, model), {})[place.name] = measure(place, scored)
             if sum(place.name in splits for splits in found.values()) == columns:
@@ -339,19 +342,47 @@ def evaluate(
                 console.print(f"written: {file}", highlight=False, soft_wrap=True)
 
 
-def model_scores(models: list[str], data: "list[Data]", dtype: str) -> "Iterator[tuple[str, Data, Scored]]":
+def model_scores(
+    models: list[str], data: "list[Data]", dtype: str, cached: bool
+) -> "Iterator[tuple[str, Data, Scored]]":
     """Every model's rewards on every data set, one model after another."""
+    from kwise.data.unique import distinct
     from kwise.train.run_folder import progress_bar
     from kwise.use.evaluation import score_data
 
+    sizes = [sum(len(prompt.responses) for prompt in distinct(place.rankings).prompts) for place in data]
+    before, total = 0, len(models) * sum(sizes)
     for model in models:
         reward_model = load_model(model, dtype)
-        for place in data:
+        cache = open_cache(reward_model) if cached else None
+        for place, size in zip(data, sizes, strict=True):
             with progress_bar(errors) as bar:
-                task = bar.add_task(f"scoring {escape(Path(place.name).name)}", total=None)
-                scored = score_data(reward_model, place, partial(show_progress, bar, task))
+                tasks = [bar.add_task(f"scoring {escape(Path(place.name).name)}", total=size)]
+                if total > size:
+                    tasks.append(bar.add_task("of all data", completed=before, total=total))
+
+                def progress(done: int, _: int, bar: Progress = bar, tasks: list[TaskID] = tasks) -> None:
+                    for task, start in zip(tasks, (0, before), strict=False):
+                        bar.update(task, completed=start + done)
+
+                scored = score_data(reward_model, place, progress, cache)
+            before += size
             yield model, place, scored
             report_shortened(scored.shortened, reward_model)
+        report_cache(cache)
+
+
+def open_cache(model: "RewardModel") -> "ScoreCache":
+    """The scores of ``model`` that are kept on disk; what is lost of them is said."""
+    from kwise.use.score_cache import ScoreCache
+
+    return ScoreCache(model, lambda text: errors.print(text, style="yellow", markup=False, soft_wrap=True))
+
+
+def report_cache(cache: "ScoreCache | None") -> None:
+    """Say how many scores needed no model."""
+    if cache is not None and cache.found:
+        errors.print(f"{cache.found} of {cache.asked} scores from the cache", highlight=False)
 
 
 @app.command()
@@ -369,6 +400,7 @@ def audit(
     ] = False,
     probes: Annotated[int, typer.Option(min=0, help="answers to edit and score again; 0 for none")] = 60,
     by: Annotated[str | None, typer.Option(help="also show mean rewards by the values of this column")] = None,
+    cache: CACHE = True,
     source: SOURCE = "auto",
     dtype: DTYPE = "float32",
 ) -> None:
@@ -395,9 +427,11 @@ def audit(
             subjects = {names.get(name, name): own for name, own in found.items()}
         for model in models:
             reward_model = load_model(model, dtype)
+            kept = open_cache(reward_model) if cache else None
             with progress_bar(errors) as bar:
                 show_bar = partial(bar_of, bar, bar.add_task("scoring", total=None))
-                subjects[names[model]] = model_subject(reward_model, rankings, probes, show_bar)
+                subjects[names[model]] = model_subject(kept or reward_model, rankings, probes, show_bar)
+            report_cache(kept)
         result = examine(rankings, subjects, words[len(models) :], by)
         files = write(result, out)
     for line in [*notes, *heading(result)[2:], *(f"written: {file}" for file in files)]:

@@ -11,6 +11,7 @@ from kwise.model.reward_model import RewardModel
 from kwise.objective.metrics import Draws, bootstrap, compare, metric_terms
 from kwise.records import DataError, Ranking
 from kwise.use.foreign import holds_scores, row_scores
+from kwise.use.score_cache import ScoreCache
 from kwise.use.suites import SUITES
 from kwise.use.suites.suite import DATA_FILE, Suite, read_suite, suite_draws
 
@@ -115,10 +116,13 @@ def _label(by: str, value: object) -> str:
 
 
 def score_data(
-    model: RewardModel, data: Data, progress: Callable[[int, int], None] = lambda done, total: None
+    model: RewardModel,
+    data: Data,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    cache: ScoreCache | None = None,
 ) -> Scored:
-    """The model's rewards of all responses, and what its own calibration makes of them."""
-    rewards, shortened = model.score_rankings(data.rankings, progress)
+    """The model's rewards of all responses, from its ``cache`` where they are known, and what its own calibration makes of them."""
+    rewards, shortened = (cache or model).score_rankings(data.rankings, progress)
     calibrated = [model.calibrated(own, ranking.responses) for own, ranking in zip(rewards, data.rankings, strict=True)]
     return Scored(rewards, calibrated, shortened)
 
