@@ -360,12 +360,7 @@ def model_scores(
                 tasks = [bar.add_task(f"scoring {escape(Path(place.name).name)}", total=size)]
                 if total > size:
                     tasks.append(bar.add_task("of all data", completed=before, total=total))
-
-                def progress(done: int, _: int, bar: Progress = bar, tasks: list[TaskID] = tasks) -> None:
-                    for task, start in zip(tasks, (0, before), strict=False):
-                        bar.update(task, completed=start + done)
-
-                scored = score_data(reward_model, place, progress, cache)
+                scored = score_data(reward_model, place, partial(show_progress_of_all, bar, tasks, before), cache)
             before += size
             yield model, place, scored
             report_shortened(scored.shortened, reward_model)
@@ -634,6 +629,13 @@ def demo(output: Annotated[Path, typer.Option(help="where run folders go")] = Pa
 def show_progress(bar: Progress, task: TaskID, done: int, total: int) -> None:
     """Move a bar to ``done`` of ``total``."""
     bar.update(task, completed=done, total=total)
+
+
+def show_progress_of_all(bar: Progress, tasks: list[TaskID], before: int, done: int, total: int) -> None:
+    """Move the first bar to ``done`` of ``total``, and a second by as much from ``before``."""
+    show_progress(bar, tasks[0], done, total)
+    for task in tasks[1:]:
+        bar.update(task, completed=before + done)
 
 
 def bar_of(bar: Progress, task: TaskID, what: str, done: int, total: int) -> None:

@@ -121,7 +121,7 @@ def score_data(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cache: ScoreCache | None = None,
 ) -> Scored:
-    """The model's rewards of all responses, from its ``cache`` where they are known, and what its own calibration makes of them."""
+    """The model's rewards of all responses, from ``cache`` where it knows them, and what its own calibration makes of them."""
     rewards, shortened = (cache or model).score_rankings(data.rankings, progress)
     calibrated = [model.calibrated(own, ranking.responses) for own, ranking in zip(rewards, data.rankings, strict=True)]
     return Scored(rewards, calibrated, shortened)

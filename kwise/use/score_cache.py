@@ -141,7 +141,7 @@ class ScoreCache:
 
 
 def conversation_key(item: EncodedRanking, k: int) -> bytes:
-    """XXH3 (128 bits) of what the model sees of response ``k``: the ids of the whole conversation, and where its reward is read."""
+    """XXH3 (128 bits) of what the model sees of response ``k``: the ids of the conversation, and where its reward is read."""
     ids = [len(item.prefix) + item.reward_at[k], *item.prefix, *item.suffixes[k]]
     return bytes(xxhash.xxh3_128_digest(np.array(ids, dtype=np.int64).tobytes()))
 
@@ -176,7 +176,7 @@ def model_hash(model: RewardModel) -> str:
     for name, value in (*network.state_dict().items(), *buffers):
         for part in _plain(value):
             digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return str(digest.hexdigest())
 
 
