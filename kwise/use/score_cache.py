@@ -24,7 +24,6 @@ import transformers
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-import kwise
 from kwise.data.cache import cache_folder, content_hash
 from kwise.data.unique import encode_distinct
 from kwise.model.reward_model import WINDOW, RewardModel
@@ -100,6 +99,8 @@ class ScoreCache:
                         cut=[item.cut[k] for k in places],
                     )
                 )
+        if not parts:
+            return {}
         found = (reward for rewards in self.model.score_encoded(parts) for reward in rewards)
         return dict(zip(claimed, found, strict=True))
 
@@ -197,5 +198,5 @@ def _plain(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _code() -> list[str]:
-    root = Path(kwise.__file__).parent
+    root = Path(__file__).parents[1]
     return [content_hash(file) for pattern in SOURCES for file in sorted(root.glob(pattern))]
