@@ -95,6 +95,8 @@ def load_model(folder: str, dtype: str) -> "RewardModel":
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(DTYPES)}")
+    if Path(folder, "adapter_config.json").is_file() and not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder} is a LoRA adapter: make a whole model of it by kwise export {folder} -o FOLDER")
     quiet_libraries()
     return RewardModel.from_pretrained(folder, dtype=getattr(torch, dtype))
 
@@ -314,7 +316,14 @@ def evaluate(
 ) -> None:
     """How often MODEL agrees with suites, rankings and pairs, with 95 % intervals, beside baselines; several are compared."""
     with user_errors():
-        from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data
+        from kwise.use.evaluation import (
+            evaluation_json,
+            foreign_scores,
+            measure,
+            model_words,
+            open_data,
+            refuse_repeated,
+        )
         from kwise.use.results import labels, write_results
         from kwise.use.tables import evaluation_tables
 
@@ -322,7 +331,13 @@ def evaluate(
             raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        if scores or ceiling:
+            refuse_repeated(words)
+        if compare and len(words) < 2:
+            raise ValueError("--compare needs the scores of at least two models, a file of each")
         if ceiling:
+            if scores or by is not None or results is not None:
+                raise ValueError("--ceiling is of judgements alone: it takes no --scores, --by or --results")
             show_ceilings(words, source, json_out)
             return
         models = [] if scores else model_words(words)
@@ -405,12 +420,16 @@ def audit(
         from kwise.use.audit import audit as examine
         from kwise.use.audit import foreign_subjects, model_subject
         from kwise.use.audit.report import check, heading, write
-        from kwise.use.evaluation import model_words, open_data
+        from kwise.use.evaluation import model_words, open_data, refuse_repeated
         from kwise.use.results import labels
 
         check(out)
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        if scores:
+            refuse_repeated(words)
+        if compare and len(words) < 2:
+            raise ValueError("--compare needs the scores of at least two models, a file of each")
         models = [] if scores else model_words(words)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)

@@ -16,6 +16,7 @@ from kwise.use.suites import SUITES
 from kwise.use.suites.suite import DATA_FILE, Suite, read_suite, suite_draws
 
 ALL = "all"
+ADAPTER = "adapter_config.json"
 LONGER = "longer answer"  # what a suite gives for the number of characters as reward
 Splits = dict[str, dict[str, Draws]]
 
@@ -47,9 +48,7 @@ def model_words(words: Sequence[str]) -> list[str]:
     ``owner/name`` after a model is one too, unless it is the last word and nothing else is data. Raises ``ValueError`` where
     no data is left, a word comes twice, or a model comes after data.
     """
-    for word in words:
-        if words.count(word) > 1:
-            raise ValueError(f"{word} is named twice")
+    refuse_repeated(words)
     data = [i for i, word in enumerate(words) if i and _is_data(word)]
     first = data[0] if data else len(words) - 1
     if first < 1:
@@ -58,6 +57,18 @@ def model_words(words: Sequence[str]) -> list[str]:
         if _is_model_folder(word):
             raise ValueError(f"{word} is a model: name all models before the data")
     return list(words[:first])
+
+
+def refuse_repeated(words: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a model or data set that is named twice, also by different words for one file or folder."""
+    known: dict[str, str] = {}
+    for word in words:
+        name, colon, path = word.partition(":")
+        place = str(Path(word).resolve()) if Path(word).exists() else word
+        if name in SUITES and colon and Path(path).exists():
+            place = f"{name}:{Path(path).resolve()}"
+        if known.setdefault(place, word) != word or words.count(word) > 1:
+            raise ValueError(f"{known[place]} is named twice" + (f", also as {word}" if known[place] != word else ""))
 
 
 def _is_data(word: str) -> bool:
@@ -69,7 +80,7 @@ def _is_data(word: str) -> bool:
 
 
 def _is_model_folder(word: str) -> bool:
-    return (Path(word) / "config.json").is_file()
+    return any((Path(word) / name).is_file() for name in ("config.json", ADAPTER))
 
 
 def open_data(word: str, by: str | None = None, source: str = "auto") -> Data:
