@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kwise.train.recipe import Recipe
     from kwise.use.audit import Subject
     from kwise.use.evaluation import Data, Scored, Splits
+    from kwise.use.score_cache import ScoreCache
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +44,7 @@ CALIBRATED = Annotated[
 LOWER_BOUND = Annotated[
     float | None, typer.Option("--lower-bound", metavar="C", help="also errors, and bounds C errors below the score")
 ]
+CACHE = Annotated[bool, typer.Option("--cache/--no-cache", help="keep scores on disk, and score nothing twice")]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 
@@ -93,6 +95,8 @@ def load_model(folder: str, dtype: str) -> "RewardModel":
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(DTYPES)}")
+    if Path(folder, "adapter_config.json").is_file() and not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder} is a LoRA adapter: make a whole model of it by kwise export {folder} -o FOLDER")
     quiet_libraries()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # of torchrun
@@ -318,12 +322,20 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option(help="folder for RewardBench result files and model-index entries")
     ] = None,
+    cache: CACHE = True,
     source: SOURCE = "auto",
     dtype: DTYPE = "float32",
 ) -> None:
     """How often MODEL agrees with suites, rankings and pairs, with 95 % intervals, beside baselines; several are compared."""
     with user_errors():
-        from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data
+        from kwise.use.evaluation import (
+            evaluation_json,
+            foreign_scores,
+            measure,
+            model_words,
+            open_data,
+            refuse_repeated,
+        )
         from kwise.use.results import labels, write_results
         from kwise.use.tables import evaluation_tables
 
@@ -331,7 +343,13 @@ def evaluate(
             raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        if scores or ceiling:
+            refuse_repeated(words)
+        if compare and len(words) < 2:
+            raise ValueError("--compare needs the scores of at least two models, a file of each")
         if ceiling:
+            if scores or by is not None or results is not None:
+                raise ValueError("--ceiling is of judgements alone: it takes no --scores, --by or --results")
             show_ceilings(words, source, json_out)
             return
         models = [] if scores else model_words(words)
@@ -339,7 +357,7 @@ def evaluate(
         names = labels(words if compare else models, results is not None)
         columns = len(data) if compare else len(models) or 1
         found: dict[str, dict[str, Splits]] = {}
-        runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype)
+        runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype, cache)
         for model, place, scored in runs:
             found.setdefault(names.get(model, model), {})[place.name] = measure(place, scored)
             if sum(place.name in splits for splits in found.values()) == columns:
@@ -351,19 +369,42 @@ def evaluate(
                 console.print(f"written: {file}", highlight=False, soft_wrap=True)
 
 
-def model_scores(models: list[str], data: "list[Data]", dtype: str) -> "Iterator[tuple[str, Data, Scored]]":
+def model_scores(
+    models: list[str], data: "list[Data]", dtype: str, cached: bool
+) -> "Iterator[tuple[str, Data, Scored]]":
     """Every model's rewards on every data set, one model after another."""
+    from kwise.data.unique import distinct
     from kwise.train.run_folder import progress_bar
     from kwise.use.evaluation import score_data
 
+    sizes = [sum(len(prompt.responses) for prompt in distinct(place.rankings).prompts) for place in data]
+    before, total = 0, len(models) * sum(sizes)
     for model in models:
         reward_model = load_model(model, dtype)
-        for place in data:
+        cache = open_cache(reward_model) if cached else None
+        for place, size in zip(data, sizes, strict=True):
             with progress_bar(errors) as bar:
-                task = bar.add_task(f"scoring {escape(Path(place.name).name)}", total=None)
-                scored = score_data(reward_model, place, partial(show_progress, bar, task))
+                tasks = [bar.add_task(f"scoring {escape(Path(place.name).name)}", total=size)]
+                if total > size:
+                    tasks.append(bar.add_task("of all data", completed=before, total=total))
+                scored = score_data(reward_model, place, partial(show_progress_of_all, bar, tasks, before), cache)
+            before += size
             yield model, place, scored
             report_shortened(scored.shortened, reward_model)
+        report_cache(cache)
+
+
+def open_cache(model: "RewardModel") -> "ScoreCache":
+    """The scores of ``model`` that are kept on disk; what is lost of them is said."""
+    from kwise.use.score_cache import ScoreCache
+
+    return ScoreCache(model, lambda text: errors.print(text, style="yellow", markup=False, soft_wrap=True))
+
+
+def report_cache(cache: "ScoreCache | None") -> None:
+    """Say how many scores needed no model."""
+    if cache is not None and cache.found:
+        errors.print(f"{cache.found} of {cache.asked} scores from the cache", highlight=False)
 
 
 @app.command()
@@ -381,6 +422,7 @@ def audit(
     ] = False,
     probes: Annotated[int, typer.Option(min=0, help="answers to edit and score again; 0 for none")] = 60,
     by: Annotated[str | None, typer.Option(help="also show mean rewards by the values of this column")] = None,
+    cache: CACHE = True,
     source: SOURCE = "auto",
     dtype: DTYPE = "float32",
 ) -> None:
@@ -390,12 +432,16 @@ def audit(
         from kwise.use.audit import audit as examine
         from kwise.use.audit import foreign_subjects, model_subject
         from kwise.use.audit.report import check, heading, write
-        from kwise.use.evaluation import model_words, open_data
+        from kwise.use.evaluation import model_words, open_data, refuse_repeated
         from kwise.use.results import labels
 
         check(out)
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        if scores:
+            refuse_repeated(words)
+        if compare and len(words) < 2:
+            raise ValueError("--compare needs the scores of at least two models, a file of each")
         models = [] if scores else model_words(words)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)
@@ -407,9 +453,11 @@ def audit(
             subjects = {names.get(name, name): own for name, own in found.items()}
         for model in models:
             reward_model = load_model(model, dtype)
+            kept = open_cache(reward_model) if cache else None
             with progress_bar(errors) as bar:
                 show_bar = partial(bar_of, bar, bar.add_task("scoring", total=None))
-                subjects[names[model]] = model_subject(reward_model, rankings, probes, show_bar)
+                subjects[names[model]] = model_subject(kept or reward_model, rankings, probes, show_bar)
+            report_cache(kept)
         result = examine(rankings, subjects, words[len(models) :], by)
         files = write(result, out)
     for line in [*notes, *heading(result)[2:], *(f"written: {file}" for file in files)]:
@@ -612,6 +660,13 @@ def demo(output: Annotated[Path, typer.Option(help="where run folders go")] = Pa
 def show_progress(bar: Progress, task: TaskID, done: int, total: int) -> None:
     """Move a bar to ``done`` of ``total``."""
     bar.update(task, completed=done, total=total)
+
+
+def show_progress_of_all(bar: Progress, tasks: list[TaskID], before: int, done: int, total: int) -> None:
+    """Move the first bar to ``done`` of ``total``, and a second by as much from ``before``."""
+    show_progress(bar, tasks[0], done, total)
+    for task in tasks[1:]:
+        bar.update(task, completed=before + done)
 
 
 def bar_of(bar: Progress, task: TaskID, what: str, done: int, total: int) -> None:

@@ -60,7 +60,8 @@ NO_QUALITY = ("longer_wins", "better_model_wins", "equal_scores")  # neither hig
 @dataclass(frozen=True)
 class Metric:
     """``value`` with its 95 % interval [``low``, ``high``] over ``n`` units; None where there is nothing to count. The interval
-    alone is None for a sum of parts so small that no bootstrap sample holds them all."""
+    alone is None for units of a single prompt, which do not tell how prompts differ, and for a sum of parts so small that no
+    bootstrap sample holds them all."""
 
     value: float | None
     low: float | None
@@ -81,7 +82,8 @@ class Metric:
 @dataclass(frozen=True)
 class Draws:
     """A metric before its interval is taken: its ``value`` over ``n`` units and its value in every bootstrap sample, ``draws``
-    [RESAMPLES] (NaN where a sample has nothing to count). ``binned`` is true of a calibration error."""
+    [RESAMPLES] (NaN where a sample has nothing to count, and throughout where all units are of one prompt). ``binned`` is true of
+    a calibration error."""
 
     value: float | None
     n: int
@@ -130,14 +132,9 @@ def metric_terms(
 
     Raises ``ValueError`` when a reward is missing, NaN or infinite: that is a broken model, not a wrong answer.
     """
+    check_rewards(rankings, rewards)
     terms: list[Terms] = baseline_terms(rankings)
     for ranking, own, term, thirds in zip(rankings, rewards, terms, pair_thirds(rankings), strict=True):
-        if len(own) != len(ranking.ranks):
-            raise ValueError(
-                f"{ranking.file}, line {ranking.line}: {len(own)} rewards for {len(ranking.ranks)} responses"
-            )
-        if not np.isfinite(own).all():
-            raise ValueError(f"{ranking.file}, line {ranking.line}: the model's reward is NaN or infinite")
         term.update(_reward_terms(ranking.ranks, own))
         if thirds:
             won = {third: [wins(own[i], own[j]) for (i, j), its in thirds.items() if its == third] for third in THIRDS}
@@ -146,6 +143,18 @@ def metric_terms(
         term.update(ece_terms("ece", pair_guesses(ranking.ranks, own), PAIR_LOW))
         term.update(ece_terms("top1_ece", top1_guesses(ranking.ranks, own), TOP1_LOW))
     return terms
+
+
+def check_rewards(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]) -> None:
+    """Raise ``ValueError`` when a reward is missing, NaN or infinite: a comparison with NaN is false, so it would pass for a
+    wrong answer."""
+    for ranking, own in zip(rankings, rewards, strict=True):
+        if len(own) != len(ranking.ranks):
+            raise ValueError(
+                f"{ranking.file}, line {ranking.line}: {len(own)} rewards for {len(ranking.ranks)} responses"
+            )
+        if not np.isfinite(own).all():
+            raise ValueError(f"{ranking.file}, line {ranking.line}: the model's reward is NaN or infinite")
 
 
 def _reward_terms(ranks: Sequence[float], rewards: Sequence[float]) -> Terms:
@@ -213,7 +222,10 @@ def bootstrap(terms: Sequence[Terms], groups: Sequence[str], seed: int = 0) -> d
         total, count = _over_bins(sums[:, own].sum(0), binned)
         totals, counts = _over_bins(resampled[:, own], binned)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[name] = Draws(float(total / count) if count else None, int(count), totals / counts, binned)
+            draws = totals / counts
+        if np.count_nonzero(sums[:, own, 1].sum(1)) < 2:
+            draws = np.full(RESAMPLES, np.nan)
+        found[name] = Draws(float(total / count) if count else None, int(count), draws, binned)
     return found
 
 

@@ -11,10 +11,12 @@ from kwise.model.reward_model import RewardModel
 from kwise.objective.metrics import Draws, bootstrap, compare, metric_terms
 from kwise.records import DataError, Ranking
 from kwise.use.foreign import holds_scores, row_scores
+from kwise.use.score_cache import ScoreCache
 from kwise.use.suites import SUITES
 from kwise.use.suites.suite import DATA_FILE, Suite, read_suite, suite_draws
 
 ALL = "all"
+ADAPTER = "adapter_config.json"
 LONGER = "longer answer"  # what a suite gives for the number of characters as reward
 Splits = dict[str, dict[str, Draws]]
 
@@ -46,9 +48,7 @@ def model_words(words: Sequence[str]) -> list[str]:
     ``owner/name`` after a model is one too, unless it is the last word and nothing else is data. Raises ``ValueError`` where
     no data is left, a word comes twice, or a model comes after data.
     """
-    for word in words:
-        if words.count(word) > 1:
-            raise ValueError(f"{word} is named twice")
+    refuse_repeated(words)
     data = [i for i, word in enumerate(words) if i and _is_data(word)]
     first = data[0] if data else len(words) - 1
     if first < 1:
@@ -57,6 +57,18 @@ def model_words(words: Sequence[str]) -> list[str]:
         if _is_model_folder(word):
             raise ValueError(f"{word} is a model: name all models before the data")
     return list(words[:first])
+
+
+def refuse_repeated(words: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a model or data set that is named twice, also by different words for one file or folder."""
+    known: dict[str, str] = {}
+    for word in words:
+        name, colon, path = word.partition(":")
+        place = str(Path(word).resolve()) if Path(word).exists() else word
+        if name in SUITES and colon and Path(path).exists():
+            place = f"{name}:{Path(path).resolve()}"
+        if known.setdefault(place, word) != word or words.count(word) > 1:
+            raise ValueError(f"{known[place]} is named twice" + (f", also as {word}" if known[place] != word else ""))
 
 
 def _is_data(word: str) -> bool:
@@ -68,7 +80,7 @@ def _is_data(word: str) -> bool:
 
 
 def _is_model_folder(word: str) -> bool:
-    return (Path(word) / "config.json").is_file()
+    return any((Path(word) / name).is_file() for name in ("config.json", ADAPTER))
 
 
 def open_data(word: str, by: str | None = None, source: str = "auto") -> Data:
@@ -115,10 +127,13 @@ def _label(by: str, value: object) -> str:
 
 
 def score_data(
-    model: RewardModel, data: Data, progress: Callable[[int, int], None] = lambda done, total: None
+    model: RewardModel,
+    data: Data,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    cache: ScoreCache | None = None,
 ) -> Scored:
-    """The model's rewards of all responses, and what its own calibration makes of them."""
-    rewards, shortened = model.score_rankings(data.rankings, progress)
+    """The model's rewards of all responses, from ``cache`` where it knows them, and what its own calibration makes of them."""
+    rewards, shortened = (cache or model).score_rankings(data.rankings, progress)
     calibrated = [model.calibrated(own, ranking.responses) for own, ranking in zip(rewards, data.rankings, strict=True)]
     return Scored(rewards, calibrated, shortened)
 

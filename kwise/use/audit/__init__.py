@@ -21,6 +21,7 @@ from kwise.use.audit.effects import ALPHA, SMALLEST, Design, differences, effect
 from kwise.use.audit.features import MIN_PROMPTS, Answers, read_answers
 from kwise.use.audit.probes import ALL, Changes, judge_probes, mean_change, run_probes
 from kwise.use.evaluation import Data, foreign_scores
+from kwise.use.score_cache import ScoreCache
 
 ACCUSED = ("bias", "blind")
 
@@ -90,7 +91,10 @@ def foreign_subjects(data: Sequence[Data], compared: bool) -> tuple[list[Ranking
 
 
 def model_subject(
-    model: RewardModel, rankings: Sequence[Ranking], probes: int, progress: Callable[[str, int, int], None]
+    model: RewardModel | ScoreCache,
+    rankings: Sequence[Ranking],
+    probes: int,
+    progress: Callable[[str, int, int], None],
 ) -> Subject:
     """Score the rankings, and the edits of one answer each of ``probes`` prompts (0: no edits)."""
     rewards, shortened = model.score_rankings(rankings, partial(progress, "scoring"))

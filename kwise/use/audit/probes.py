@@ -28,6 +28,7 @@ from kwise.model.reward_model import RewardModel
 from kwise.records import Ranking
 from kwise.use.audit.effects import ALPHA, SMALLEST, Estimate, estimate, holm
 from kwise.use.audit.features import MIN_PROMPTS
+from kwise.use.score_cache import ScoreCache
 
 Edit = Callable[[str], str | None]
 PADDING = (
@@ -142,7 +143,7 @@ SWAPS: dict[str, list[str]] = json.loads(Path(STARTER["train"]).with_name("swaps
 
 
 def run_probes(
-    model: RewardModel,
+    model: RewardModel | ScoreCache,
     rankings: Sequence[Ranking],
     sample: int,
     progress: Callable[[int, int], None] = lambda done, total: None,

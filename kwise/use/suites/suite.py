@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kwise.data.baselines import Terms
 from kwise.data.lines import kind_of, read_lines
 from kwise.data.sources import FieldError, Parts
-from kwise.objective.metrics import Draws, bootstrap, combine
+from kwise.objective.metrics import Draws, bootstrap, check_rewards, combine
 from kwise.records import DataError, Ranking
 
 DATA_FILE = re.compile(r"\.(jsonl?|parquet)(\.gz|\.zst)?$")
@@ -76,7 +76,11 @@ def read_suite(suite: Suite, path: str) -> Iterator[tuple[dict[str, Any], Rankin
 
 
 def suite_draws(suite: Suite, rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]) -> dict[str, Draws]:
-    """The figures of a suite; one whose parts are not all in the data has no value."""
+    """The figures of a suite; one whose parts are not all in the data has no value.
+
+    Raises ``ValueError`` when a reward is missing, NaN or infinite.
+    """
+    check_rewards(rankings, rewards)
     means = bootstrap(suite.terms(rankings, rewards), [ranking.group for ranking in rankings])
     return {name: combine(means, weights) for name, weights in suite.figures.items()}
 
