@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import null_space
 from scipy.optimize import root
 
-from kwise.objective import OBJECTIVES, head
+from kwise.objective import OBJECTIVES, head, objective
 from kwise.objective import design as design_module
 from kwise.objective.design import Design, Standardised, scaling
 from kwise.objective.head import HELD_OUT, RIDGES
@@ -305,6 +305,32 @@ def test_a_covariate_takes_what_it_explains_and_the_head_keeps_the_rest():
     assert fit.weight == pytest.approx(theta, abs=0.2)
     assert fit.coefficients == pytest.approx([liking], abs=0.2)
     assert blind.coefficients.shape == (0,)
+
+
+def test_centring_is_of_rewards_without_what_covariates_add():
+    """The gradient of loss(x w + g c) + centring * sum over rankings of (sum of x w)^2, written out, vanishes at the fit."""
+    features, ranks, groups = mixed_problem()
+    centring = 0.03
+    g = (
+        features[:, 0]
+        + np.random.default_rng(1).normal(size=len(features))
+        + np.repeat(np.random.default_rng(2).normal(size=len(ranks)) * 3, [len(own) for own in ranks])
+    )
+    own = replace(design(features, ranks, groups), covariates=g[:, None])
+    fit = head.fit_head({1: own}, objective("plackett_luce", centring=centring), ridges=[0.1])
+    z, scale = standardised(features)
+    w = torch.tensor(fit.weight * scale, requires_grad=True)
+    c = torch.tensor(fit.coefficients * g.std(), requires_grad=True)
+    rewards = torch.tensor(z) @ w
+    lists = torch.arange(len(ranks)).repeat_interleave(torch.tensor([len(each) for each in ranks]))
+    places = torch.tensor([rank for each in ranks for rank in each])
+    loss, count = plackett_luce(rewards + torch.tensor(standardised(g[:, None])[0]) @ c, places, lists)
+    sums = torch.stack([rewards[lists == i].sum() for i in range(len(ranks))])
+    penalised = (loss + centring * sums.square().sum()) / count
+    (penalised + 0.1 / 2 * w.square().sum() + head.COVARIATE_RIDGE / 2 * c.square().sum()).backward()
+    assert abs(fit.coefficients[0]) > 0.1
+    assert np.abs(w.grad.numpy() @ free_directions(features)).max() < 1e-5
+    assert c.grad.item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_layer_with_the_lower_held_out_loss_is_taken_and_fitted_as_if_alone():
