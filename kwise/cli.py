@@ -220,13 +220,14 @@ def uncertainty(
 ) -> None:
     """Give MODEL the error bars of its rewards, whatever it was trained with."""
     with user_errors():
-        from kwise.train.add_uncertainty import add_uncertainty
+        from kwise.train.add_uncertainty import add_uncertainty, fitted_under_bf16
 
         folder = Path(model)
         if not folder.is_dir():
             raise ValueError(f"{model} is no local folder: the uncertainty is written into it, so save the model first")
         reward_model = load_model(model, dtype)
-        found = add_uncertainty(reward_model, files, cache or folder.parent / "features", kind, source, errors)
+        bf16 = fitted_under_bf16(folder)
+        found = add_uncertainty(reward_model, files, cache or folder.parent / "features", kind, source, errors, bf16)
         found.save(folder)
         facts = ", ".join(f"{name} {value}" for name, value in found.facts.items())
     console.print(f"uncertainty written into {folder}: {facts}", highlight=False, soft_wrap=True)

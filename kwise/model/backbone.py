@@ -147,21 +147,25 @@ def load_tokenizer(base: str | os.PathLike[str], chat_template: str | None = Non
 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Mend what would make other tools read another score from the saved folder. Returns what was done, in words."""
-    return [note for note in (set_pad_token(model, tokenizer), set_bos_in_template(tokenizer)) if note]
+    """Mend what would make other tools read another score from the saved folder, whose reward is read at the last token. Returns
+    what was done, in words."""
+    pad = set_pad_token(model, tokenizer)
+    return [*([pad] if pad else []), *leave_bos_to_template(tokenizer)]
 
 
-def set_bos_in_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Make the chat template write the BOS that the tokenizer itself would put in front of a text, so that
-    ``apply_chat_template`` alone gives the ids that are scored. Returns what was done, or None if nothing was."""
+def leave_bos_to_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Let the chat template alone write the BOS that the tokenizer puts in front of a text, so that ``apply_chat_template`` gives
+    the ids that are scored, and so does the tokenizer given the rendered text. Returns what was done, a line each."""
     bos = tokenizer.bos_token_id
     if bos is None or not tokenizer.chat_template or tokenizer("").input_ids[:1] != [bos]:
-        return None
+        return []
+    done = []
     probe = [{"role": "user", "content": "Hi"}]
-    if list(tokenizer.apply_chat_template(probe, tokenize=True, return_dict=False))[:1] == [bos]:
-        return None
-    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    return f"the chat template now begins with {tokenizer.bos_token!r}, as the tokenizer's own texts do"
+    if list(tokenizer.apply_chat_template(probe, tokenize=True, return_dict=False))[:1] != [bos]:
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+        done.append(f"the chat template now begins with {tokenizer.bos_token!r}, as the tokenizer's own texts did")
+    tokenizer.add_bos_token = False
+    return [*done, "the tokenizer adds no BOS any more: the chat template writes it"]
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -131,7 +131,10 @@ class RewardModel:
                 f"unknown reward rule '{settings.reward_at}'; this version of kwise knows {', '.join(RULES)}"
             )
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self._uncertainty: Uncertainty | str | None = None  # a path until it is asked for
+        self._uncertainty: Uncertainty | None = None
+        self._unread: str | os.PathLike[str] | None = (
+            None  # the folder or hub id that may have one, until it is asked for
+        )
         self.rule: Rule = RULES[settings.reward_at](tokenizer, settings.max_length, settings.truncation)
         self.encoder = self.rule.encoder
 
@@ -155,23 +158,26 @@ class RewardModel:
         else:
             settings = Settings.read(Path(file))
         found = cls(model, backbone.load_tokenizer(folder), settings)
-        beside = cached_file(folder, UNCERTAINTY_FILE, _raise_exceptions_for_missing_entries=False)
-        found._uncertainty = beside
+        found._unread = folder
         return found
 
     @property
     def uncertainty(self) -> Uncertainty | None:
-        """The error of the head, where the folder has it; read when first asked for, as it takes 4 d^2 bytes.
+        """The error of the head, where the folder or hub id has it; fetched and read when first asked for, as it takes 4 d^2
+        bytes.
 
         Raises ``ValueError`` if the file in the folder belongs to another head.
         """
-        if isinstance(self._uncertainty, str):
-            self._uncertainty = Uncertainty.load(self._uncertainty, getattr(self.model, backbone.HEAD).weight)
+        if self._unread is not None:
+            file = cached_file(self._unread, UNCERTAINTY_FILE, _raise_exceptions_for_missing_entries=False)
+            if file is not None:
+                self._uncertainty = Uncertainty.load(file, getattr(self.model, backbone.HEAD).weight)
+            self._unread = None
         return self._uncertainty
 
     @uncertainty.setter
     def uncertainty(self, uncertainty: Uncertainty | None) -> None:
-        self._uncertainty = uncertainty
+        self._uncertainty, self._unread = uncertainty, None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` load, ``kwise.json``, and the

@@ -112,8 +112,9 @@ def scaling(design: Design) -> Scaling:
 
 
 class Chunk(NamedTuple):
-    """Whole rankings, those of one length side by side: ``z`` [r, d + c] standardised rows, ``ranks`` [r], ``lists`` [r] (the
-    number of the ranking in its design), ``sizes`` [L], all on one device; float64 where they are no integers."""
+    """Whole rankings, those of one length side by side: ``z`` [r, d + c] standardised rows, the covariates less their mean in the
+    ranking, ``ranks`` [r], ``lists`` [r] (the number of the ranking in its design), ``sizes`` [L], all on one device; float64
+    where they are no integers."""
 
     z: torch.Tensor
     ranks: torch.Tensor
@@ -139,4 +140,13 @@ class Standardised:
             sizes = torch.tensor([len(self.design.places[i]) for i in own], device=self.device)
             ranks = [rank for i in own for rank in self.design.ranks[i]]
             lists = torch.repeat_interleave(torch.tensor(own, device=self.device), sizes)
+            _sum_to_zero(z[:, self.design.num_features :], sizes)
             yield Chunk(z, torch.tensor(ranks, dtype=torch.float64, device=self.device), lists, sizes)
+
+
+def _sum_to_zero(covariates: torch.Tensor, sizes: torch.Tensor) -> None:
+    """Take each ranking's mean off its rows of ``covariates`` [r, c], in place: no likelihood of rankings cares about their
+    level, and ``centring_penalty`` is then of what the features explain, which is what will be scored."""
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    sums = covariates.new_zeros(len(sizes), covariates.shape[1]).index_add_(0, owner, covariates)
+    covariates -= (sums / sizes[:, None])[owner]

@@ -11,6 +11,8 @@ from kwise.objective import Objective
 from kwise.objective.design import Chunk, Design, Scaling, Standardised, scaling
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+WEAKER = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7)  # where the last of them is the best, the path goes on
+STRONGER = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5)  # and so it does from the first
 HELD_OUT = 0.2  # share of prompts set aside to choose the ridge
 PATIENCE = 2  # the path ends after so many ridges in a row that are no better than the best one
 HESSIAN_RESPONSES = 2**17  # so many responses say enough about the curvature at any width in use
@@ -29,7 +31,8 @@ class Tried(NamedTuple):
 @dataclass(frozen=True)
 class HeadFit:
     """``weight`` [d] and ``coefficients`` [c] (of the covariates), float64, for raw columns; ``layer`` and ``ridge`` chosen;
-    ``loss`` per ranking on all training rankings; ``path`` in the order tried; ``gradient`` is the largest component left."""
+    ``loss`` per ranking on all training rankings; ``path`` layer by layer, the strongest ridge first; ``gradient`` is the largest
+    component left."""
 
     weight: np.ndarray
     coefficients: np.ndarray
@@ -52,15 +55,16 @@ class Sweep(NamedTuple):
 def fit_head(
     designs: Mapping[int, Design],
     objective: Objective,
-    ridges: Sequence[float] = RIDGES,
+    ridges: Sequence[float] | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> HeadFit:
     """The head w that minimises ``objective(features @ w) / rankings + ridge / 2 * |w|^2`` over standardised features.
 
     ``designs`` hold the same rankings over the features of different layers. The layer and ridge with the lowest loss on a
-    fifth of the prompts, which no fit of the path sees, are used for the final fit on all; ridges are tried from the
-    largest down, each from the last one's optimum. Newton's method in float64 finds each optimum, and standardisation is
+    fifth of the prompts, which no fit of the path sees, are used for the final fit on all. ``ridges`` are tried from the largest
+    down, each from the last one's optimum; None are ``RIDGES``, and where the best of those lies at an end, also what lies beyond
+    (``WEAKER``, ``STRONGER``) until the loss turns. Newton's method in float64 finds each optimum, and standardisation is
     folded back into ``weight``, which is kept orthogonal to ``Scaling.level``. Covariates are all but unpenalised.
 
     Cost of a step: one pass over the features, 2 p^2 operations a response (of ``HESSIAN_RESPONSES`` at most) and p^3 / 3,
@@ -81,19 +85,12 @@ def fit_head(
     scalings: dict[int, Scaling] = {}
     for layer, design in designs.items():
         by = scalings[layer] = scaling(design)
-        own: list[Tried] = []
         train, test = (Standardised(design.take(part), by, device) for part in (fitted, held))
-        w = torch.zeros(design.width, dtype=torch.float64, device=device)
-        for ridge in sorted(ridges, reverse=True):
-            w, _ = minimise(train, objective, ridge, w, tolerance=1e-5)
-            own.append(Tried(layer, ridge, mean_loss(test, objective, w)))
-            starts[own[-1]] = w
-            best = min(range(len(own)), key=lambda i: own[i].held_out)
-            if len(own) - 1 - best >= PATIENCE:
-                break
-        path += own
+        own = _try_ridges(layer, train, test, objective, ridges)
+        starts |= own
+        path += sorted(own, key=lambda tried: -tried.ridge)
         del train, test  # as large as ``everything`` below
-    chosen = min(path, key=lambda tried: tried.held_out)
+    chosen = min(starts, key=_held_out)  # of equals the one tried first
     design, by = designs[chosen.layer], scalings[chosen.layer]
     everything = Standardised(design, by, device)
     w, found = minimise(everything, objective, chosen.ridge, starts[chosen], tolerance=1e-20)
@@ -101,6 +98,38 @@ def fit_head(
     raw = w.cpu().numpy() / by.scale
     split = design.num_features
     return HeadFit(raw[:split], raw[split:], chosen.layer, chosen.ridge, found.loss, path, gradient)
+
+
+def _try_ridges(
+    layer: int, train: Standardised, test: Standardised, objective: Objective, ridges: Sequence[float] | None
+) -> dict[Tried, torch.Tensor]:
+    """The [p] optimum on ``train`` at every ridge tried, in the order tried."""
+    tried: dict[Tried, torch.Tensor] = {}
+
+    def follow(ridges: Sequence[float], w: torch.Tensor) -> None:
+        for ridge in ridges:
+            w, _ = minimise(train, objective, ridge, w, tolerance=1e-5)
+            tried[Tried(layer, ridge, mean_loss(test, objective, w))] = w
+            order = list(tried)
+            if len(order) - 1 - order.index(min(order, key=_held_out)) >= PATIENCE:
+                break
+
+    follow(
+        sorted(ridges or RIDGES, reverse=True),
+        torch.zeros(train.design.width, dtype=torch.float64, device=train.device),
+    )
+    if ridges is None:
+        strongest, *_, weakest = tried
+        best = min(tried, key=_held_out)
+        if best == weakest:
+            follow(WEAKER, tried[weakest])
+        elif best == strongest:
+            follow(STRONGER, tried[strongest])
+    return tried
+
+
+def _held_out(tried: Tried) -> float:
+    return tried.held_out
 
 
 def minimise(

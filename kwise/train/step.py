@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Step:
     def loss(self, items: list[EncodedRanking], rewards: torch.Tensor) -> torch.Tensor:
         """The weighted loss of ``items`` at their ``rewards`` [R], counted in the sums."""
         ranks, lists = ranks_and_lists(items, rewards.device)
-        offsets = [each for item in items for each in item.offsets or [0.0] * len(item.ranks)]
+        offsets = [each for item in items for each in _sum_to_zero(item.offsets or [0.0] * len(item.ranks))]
         utilities = rewards + rewards.new_tensor(offsets)
         loss = self.function(utilities, ranks, lists)[0] * self.weight
         self.total += loss.detach()
@@ -49,6 +50,12 @@ class Step:
                 loss = self.function(own, *ranks_and_lists([item], own.device))[0]
                 found += [] if loss.isfinite() else [item]
         return found
+
+
+def _sum_to_zero(offsets: list[float]) -> list[float]:
+    """No likelihood of rankings cares about their level, and ``centring_penalty`` is then of the rewards alone."""
+    mean = fmean(offsets)
+    return [each - mean for each in offsets]
 
 
 def where(item: EncodedRanking) -> str:

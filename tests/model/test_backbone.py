@@ -154,15 +154,27 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path, load):
         load(tmp_path)
 
 
-def test_a_template_that_leaves_bos_to_the_tokenizer_gets_it(llama_tokenizer, tokenizer):
-    """So that a plain apply_chat_template gives the ids that are scored."""
-    assert backbone.set_bos_in_template(llama_tokenizer) is None, "this template writes BOS already"
-    llama_tokenizer.chat_template = llama_tokenizer.chat_template.replace("{{ bos_token }}", "")
-    assert "'<s>'" in backbone.set_bos_in_template(llama_tokenizer)
+@pytest.mark.parametrize("writes", [True, False])
+def test_the_template_alone_writes_bos_and_the_ids_that_are_scored_stay(llama_tokenizer, tmp_path, writes):
+    """So that plain apply_chat_template gives them, and so does the saved tokenizer given the rendered text."""
+    if not writes:
+        llama_tokenizer.chat_template = llama_tokenizer.chat_template.replace("{{ bos_token }}", "")
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    plain = llama_tokenizer.apply_chat_template(chat, return_dict=False)
-    encoded = Encoder(llama_tokenizer, 100).encode(chat[:1], ["b"])
-    assert plain[:2] != [llama_tokenizer.bos_token_id] * 2 and plain == encoded.prefix + encoded.suffixes[0]
+    before = Encoder(llama_tokenizer, 100).encode(chat[:1], ["b"])
+    scored = before.prefix + before.suffixes[0]
+    assert scored[0] == llama_tokenizer.bos_token_id not in scored[1:]
+    notes = backbone.align(tiny_model(vocab_size=300), llama_tokenizer)
+    assert len(notes) == (1 if writes else 2) and "no BOS any more" in notes[-1]
+    assert writes or "'<s>'" in notes[0]
+    llama_tokenizer.save_pretrained(tmp_path)
+    saved = backbone.load_tokenizer(tmp_path)
+    assert Encoder(saved, 100).encode(chat[:1], ["b"]) == before
+    assert saved.apply_chat_template(chat, return_dict=False) == scored
+    assert saved(saved.apply_chat_template(chat, tokenize=False)).input_ids == scored
+    assert backbone.leave_bos_to_template(saved) == [], "done once"
+
+
+def test_where_neither_writes_bos_there_is_none(tokenizer):
     before = tokenizer.chat_template
-    assert backbone.set_bos_in_template(tokenizer) is None, "neither writes BOS, so there is none"
+    assert backbone.leave_bos_to_template(tokenizer) == []
     assert tokenizer.chat_template == before

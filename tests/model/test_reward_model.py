@@ -8,8 +8,10 @@ from tiny_models import tiny_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kwise import RewardModel
+from kwise.model import reward_model as reward_model_module
 from kwise.model.calibrated import Calibration
 from kwise.model.reward_model import Settings, map_rows, row_rewards
+from kwise.model.uncertainty import FILE, Uncertainty
 
 PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
 ANSWERS = [
@@ -98,6 +100,31 @@ def test_an_unknown_reward_rule_is_refused(reward_model, tmp_path):
     reward_model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"unknown reward rule 'first_token'; .* knows last_token, card"):
         RewardModel.from_pretrained(tmp_path)
+
+
+def test_the_uncertainty_is_fetched_when_it_is_asked_for_and_once(reward_model, tmp_path, monkeypatch):
+    head = reward_model.model.score.weight.detach()[0]
+    reward_model.uncertainty = Uncertainty(torch.eye(len(head)), torch.zeros(len(head)), head, {"kind": "fisher"})
+    reward_model.save_pretrained(tmp_path)
+    fetched = []
+    fetch = reward_model_module.cached_file
+    monkeypatch.setattr(
+        reward_model_module,
+        "cached_file",
+        lambda source, name, **how: fetched.append(name) or fetch(source, name, **how),
+    )
+    found = RewardModel.from_pretrained(tmp_path)
+    found.score("a question", ["an answer"])
+    assert FILE not in fetched
+    assert found.assess("a question", ["an answer"]).errors[0] > 0
+    assert found.uncertainty is found.known_uncertainty()
+    assert fetched.count(FILE) == 1
+    found.uncertainty = None
+    assert found.uncertainty is None
+    (tmp_path / FILE).unlink()
+    bare = RewardModel.from_pretrained(tmp_path)
+    assert bare.uncertainty is None and bare.uncertainty is None
+    assert fetched.count(FILE) == 2
 
 
 def test_a_folder_without_kwise_json_uses_the_models_context(reward_model, tmp_path):

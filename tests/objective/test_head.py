@@ -9,10 +9,10 @@ import torch
 from scipy.linalg import null_space
 from scipy.optimize import root
 
-from kwise.objective import OBJECTIVES, head
+from kwise.objective import OBJECTIVES, head, objective
 from kwise.objective import design as design_module
 from kwise.objective.design import Design, Standardised, scaling
-from kwise.objective.head import HELD_OUT, RIDGES
+from kwise.objective.head import HELD_OUT, RIDGES, STRONGER, WEAKER
 from kwise.objective.plackett_luce import plackett_luce
 
 
@@ -228,7 +228,7 @@ def test_the_ridge_is_judged_on_a_fifth_of_the_prompts_and_none_of_them_is_fitte
     assert len(aside) == round(HELD_OUT * 20)
     assert fitted[-1] == everything  # the fit handed back is on all rankings
     tried = [each.ridge for each in fit.path]
-    assert tried == sorted(RIDGES, reverse=True)[: len(tried)]
+    assert tried == [*RIDGES, *WEAKER][: len(tried)]
     assert fit.ridge == min(fit.path, key=lambda each: each.held_out).ridge
 
 
@@ -253,6 +253,39 @@ def test_learning_prompts_by_heart_does_not_lower_the_held_out_loss():
             groups.append(f"prompt {prompt}")
     fit = fit_head(np.concatenate(features), ranks, groups, plackett_luce, ridges=[10.0, 1.0, 0.1, 0.01])
     assert min(tried.held_out for tried in fit.path) > math.log(math.factorial(k)) - 0.05
+
+
+def all_noise():
+    """Ranks that have nothing to do with the features: no weight at all is best."""
+    features, _, groups, _ = simulate(6, lists=40, k=3, d=30)
+    ranks = np.random.default_rng(5).random((40, 3)).argsort(1).argsort(1) + 1
+    return features, ranks.tolist(), groups
+
+
+def hardly_any_noise():
+    """Features that tell the order nearly always: only a large weight fits that."""
+    return simulate(2, lists=60, k=3, d=4, size=8)[:3]
+
+
+@pytest.mark.parametrize(
+    ("problem", "beyond", "end"), [(hardly_any_noise(), WEAKER, min(RIDGES)), (all_noise(), STRONGER, max(RIDGES))]
+)
+def test_where_the_best_ridge_lies_at_an_end_the_path_goes_on_until_the_held_out_loss_turns(problem, beyond, end):
+    fit = fit_head(*problem, plackett_luce)
+    assert fit_head(*problem, plackett_luce, ridges=RIDGES).ridge == end, "the case this is about"
+    own = [each.ridge for each in fit.path]
+    assert own == sorted(set(own), reverse=True)
+    assert fit.ridge in beyond and fit.ridge not in (own[0], own[-1])
+    # by brute force: no ridge there is, fitted by itself, is better (optima on the path are good to 1e-5 nats of training loss)
+    every = [fit_head(*problem, plackett_luce, ridges=[ridge]).path[0].held_out for ridge in (*RIDGES, *beyond)]
+    assert min(each.held_out for each in fit.path) <= min(every) + 1e-3
+
+
+def test_where_the_best_ridge_lies_within_nothing_else_is_tried():
+    features, ranks, groups, _ = simulate(1, lists=60, k=3, d=4)
+    fit, short = (fit_head(features, ranks, groups, plackett_luce, ridges=ridges) for ridges in (None, RIDGES))
+    assert min(RIDGES) < short.ridge < max(RIDGES)
+    assert fit.path == short.path and (fit.weight == short.weight).all()
 
 
 def test_the_seed_chooses_the_prompts_and_the_same_seed_gives_the_same_fit():
@@ -305,6 +338,32 @@ def test_a_covariate_takes_what_it_explains_and_the_head_keeps_the_rest():
     assert fit.weight == pytest.approx(theta, abs=0.2)
     assert fit.coefficients == pytest.approx([liking], abs=0.2)
     assert blind.coefficients.shape == (0,)
+
+
+def test_centring_is_of_rewards_without_what_covariates_add():
+    """The gradient of loss(x w + g c) + centring * sum over rankings of (sum of x w)^2, written out, vanishes at the fit."""
+    features, ranks, groups = mixed_problem()
+    centring = 0.03
+    g = (
+        features[:, 0]
+        + np.random.default_rng(1).normal(size=len(features))
+        + np.repeat(np.random.default_rng(2).normal(size=len(ranks)) * 3, [len(own) for own in ranks])
+    )
+    own = replace(design(features, ranks, groups), covariates=g[:, None])
+    fit = head.fit_head({1: own}, objective("plackett_luce", centring=centring), ridges=[0.1])
+    z, scale = standardised(features)
+    w = torch.tensor(fit.weight * scale, requires_grad=True)
+    c = torch.tensor(fit.coefficients * g.std(), requires_grad=True)
+    rewards = torch.tensor(z) @ w
+    lists = torch.arange(len(ranks)).repeat_interleave(torch.tensor([len(each) for each in ranks]))
+    places = torch.tensor([rank for each in ranks for rank in each])
+    loss, count = plackett_luce(rewards + torch.tensor(standardised(g[:, None])[0]) @ c, places, lists)
+    sums = torch.stack([rewards[lists == i].sum() for i in range(len(ranks))])
+    penalised = (loss + centring * sums.square().sum()) / count
+    (penalised + 0.1 / 2 * w.square().sum() + head.COVARIATE_RIDGE / 2 * c.square().sum()).backward()
+    assert abs(fit.coefficients[0]) > 0.1
+    assert np.abs(w.grad.numpy() @ free_directions(features)).max() < 1e-5
+    assert c.grad.item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_layer_with_the_lower_held_out_loss_is_taken_and_fitted_as_if_alone():

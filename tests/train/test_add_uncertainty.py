@@ -1,11 +1,13 @@
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 from workshop import PROMPT
 
 from kwise import RewardModel
+from kwise.cli import app
 from kwise.model.reward_model import Settings
-from kwise.train.add_uncertainty import add_uncertainty
+from kwise.train.add_uncertainty import add_uncertainty, fitted_under_bf16
 from kwise.train.recipe import load_recipe
 from kwise.train.run import train
 
@@ -20,6 +22,27 @@ def test_a_fitted_heads_uncertainty_made_afterwards_is_the_one_it_was_saved_with
     again = add(model, workshop)
     assert again.facts == saved.facts
     torch.testing.assert_close(again.root @ again.root.T, saved.root @ saved.root.T, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", ["true", "false"])
+def test_the_features_that_the_fit_cached_are_read_again_in_their_precision(workshop, bf16):
+    folder = train(load_recipe(workshop / "recipe.toml", [f"trainer.bf16={bf16}"])).model
+    saved = RewardModel.from_pretrained(folder).uncertainty
+    (folder / "uncertainty.kwise").unlink()
+    cached = {path.name: path.stat().st_mtime_ns for path in (folder.parent / "features").iterdir()}
+    result = CliRunner().invoke(app, ["uncertainty", str(folder), str(workshop / "train.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert {path.name: path.stat().st_mtime_ns for path in (folder.parent / "features").iterdir()} == cached
+    again = RewardModel.from_pretrained(folder).uncertainty
+    torch.testing.assert_close(again.root @ again.root.T, saved.root @ saved.root.T, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_without_a_run_folder_was_not_fitted_under_bf16(workshop):
+    folder = train(load_recipe(workshop / "recipe.toml", ["trainer.bf16=true"])).model
+    assert fitted_under_bf16(folder)
+    folder.rename(workshop / "elsewhere")
+    (workshop / "recipe.toml").unlink()
+    assert not fitted_under_bf16(workshop / "elsewhere")
 
 
 @pytest.mark.parametrize("kind", ["fisher", "sandwich", "paper"])

@@ -447,7 +447,9 @@ def assert_all_readers_agree(folder, tolerance):
         assert len(gaps) >= 3 and max(gaps) < tolerance, name
 
 
-def test_a_model_that_kwise_trained_scores_alike_in_transformers_trl_and_rewardbench(tokenizer, tmp_path):
+@pytest.mark.parametrize("kind", ["tokenizer", "llama_tokenizer"])
+def test_a_model_that_kwise_trained_scores_alike_in_transformers_trl_and_rewardbench(kind, request, tmp_path):
+    tokenizer = request.getfixturevalue(kind)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     base = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **shape))

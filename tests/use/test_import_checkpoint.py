@@ -55,7 +55,7 @@ def folder(tmp_path):
 def last_token_scores(foreign_model, base):
     """What the foreign model gives at the last token of each conversation, in float64."""
     tokenizer = backbone.load_tokenizer(base)
-    backbone.set_bos_in_template(tokenizer)
+    backbone.leave_bos_to_template(tokenizer)
     chats = [[*PROMPT, {"role": "assistant", "content": answer}] for answer in ANSWERS]
     ids = [torch.tensor([tokenizer.apply_chat_template(chat, return_dict=False)]) for chat in chats]
     return [foreign_model.double().last(each) for each in ids]

@@ -72,11 +72,8 @@ def _mend(facts: Facts, ids: list[str], copy: Path) -> list[str]:
     if "problem_type" in ids:
         config.problem_type = "regression"
         done.append("problem_type set to 'regression'")
-    if "bos_missing" in ids:
-        done.append(str(backbone.set_bos_in_template(tokenizer)))
-    if "bos_missing" in ids or "double_bos" in ids:
-        tokenizer.add_bos_token = False
-        done.append("the tokenizer adds no BOS any more: the chat template writes it")
+    if {"bos_missing", "double_bos"} & set(ids):
+        done += backbone.leave_bos_to_template(tokenizer)
     if "extra_eos" in ids:
         tokenizer.add_eos_token = False
         done.append("the tokenizer adds no EOS any more")
