@@ -1,7 +1,8 @@
 """Rewards and rankings -> metrics with 95 % intervals, beside the baselines that need no model.
 
 Every metric is a sum over rankings divided once by a count; the interval is a percentile bootstrap over prompts (never over
-pairs, which depend on one another), so all rankings of one prompt are drawn together.
+pairs, which depend on one another), so all rankings of one prompt are drawn together. What a single prompt counts in has no
+interval: drawn again and again it is always itself, which says nothing of other prompts.
 
 ==================== ==================================================================================== =============
 metric               share (or mean) of                                                                   n counts
@@ -60,7 +61,7 @@ NO_QUALITY = ("longer_wins", "better_model_wins", "equal_scores")  # neither hig
 @dataclass(frozen=True)
 class Metric:
     """``value`` with its 95 % interval [``low``, ``high``] over ``n`` units; None where there is nothing to count. The interval
-    alone is None for a sum of parts so small that no bootstrap sample holds them all."""
+    alone is None where only one prompt counts, and for a sum of parts so small that no bootstrap sample holds them all."""
 
     value: float | None
     low: float | None
@@ -81,7 +82,8 @@ class Metric:
 @dataclass(frozen=True)
 class Draws:
     """A metric before its interval is taken: its ``value`` over ``n`` units and its value in every bootstrap sample, ``draws``
-    [RESAMPLES] (NaN where a sample has nothing to count). ``binned`` is true of a calibration error."""
+    [RESAMPLES] (NaN where a sample has nothing to count, and all NaN where only one prompt does). ``binned`` is true of a
+    calibration error."""
 
     value: float | None
     n: int
@@ -213,7 +215,10 @@ def bootstrap(terms: Sequence[Terms], groups: Sequence[str], seed: int = 0) -> d
         total, count = _over_bins(sums[:, own].sum(0), binned)
         totals, counts = _over_bins(resampled[:, own], binned)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[name] = Draws(float(total / count) if count else None, int(count), totals / counts, binned)
+            draws = totals / counts
+        if np.count_nonzero(_over_bins(sums[:, own], binned)[1]) < 2:
+            draws = np.full_like(draws, np.nan)
+        found[name] = Draws(float(total / count) if count else None, int(count), draws, binned)
     return found
 
 
