@@ -323,14 +323,30 @@ def evaluate(
 ) -> None:
     """How often MODEL agrees with suites, rankings and pairs, with 95 % intervals, beside baselines; several are compared."""
     with user_errors():
-        from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data
+        from kwise.use.evaluation import (
+            assert_different,
+            evaluation_json,
+            foreign_scores,
+            measure,
+            model_words,
+            open_data,
+        )
         from kwise.use.results import labels, write_results
         from kwise.use.tables import evaluation_tables
 
         if json_out is not None and not json_out.parent.is_dir():
             raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
+        if json_out is not None and json_out.is_dir():
+            raise ValueError(f"{json_out} is a folder: name a file for --json")
+        if results is not None and results.exists() and not results.is_dir():
+            raise ValueError(f"{results} is no folder: name one for --results")
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        if compare and len(words) < 2:
+            raise ValueError("--compare needs at least two DATA")
+        if ceiling and (scores or by is not None or results is not None):
+            raise ValueError("--ceiling takes DATA and --json alone: not --scores, --compare, --by or --results")
+        assert_different(words)
         if ceiling:
             show_ceilings(words, source, json_out)
             return
@@ -390,12 +406,13 @@ def audit(
         from kwise.use.audit import audit as examine
         from kwise.use.audit import foreign_subjects, model_subject
         from kwise.use.audit.report import check, heading, write
-        from kwise.use.evaluation import model_words, open_data
+        from kwise.use.evaluation import assert_different, model_words, open_data
         from kwise.use.results import labels
 
         check(out)
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
+        assert_different(words)
         models = [] if scores else model_words(words)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)

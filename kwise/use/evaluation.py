@@ -44,11 +44,12 @@ def model_words(words: Sequence[str]) -> list[str]:
 
     That is a suite, ``starter:...``, a hub data set with its split, or what exists and is no model folder. A bare
     ``owner/name`` after a model is one too, unless it is the last word and nothing else is data. Raises ``ValueError`` where
-    no data is left, a word comes twice, or a model comes after data.
+    the first word is a suite or a file, no data is left, or a model comes after data.
     """
-    for word in words:
-        if words.count(word) > 1:
-            raise ValueError(f"{word} is named twice")
+    if words[0].partition(":")[0] in SUITES or words[0].removeprefix("starter:") in STARTER or Path(words[0]).is_file():
+        raise ValueError(
+            f"{words[0]} is data and cannot be taken for a model: name one before it, or give --scores if it holds scores"
+        )
     data = [i for i, word in enumerate(words) if i and _is_data(word)]
     first = data[0] if data else len(words) - 1
     if first < 1:
@@ -57,6 +58,17 @@ def model_words(words: Sequence[str]) -> list[str]:
         if _is_model_folder(word):
             raise ValueError(f"{word} is a model: name all models before the data")
     return list(words[:first])
+
+
+def assert_different(words: Sequence[str]) -> None:
+    """Raise ``ValueError`` if two of ``words`` name one thing, also where its path is written in two ways."""
+    seen: dict[str, str] = {}
+    for word in words:
+        suite, mark, path = word.partition(":") if word.partition(":")[0] in SUITES else ("", "", word)
+        name = suite + mark + (str(Path(path).resolve()) if path and Path(path).exists() else path)
+        if name in seen:
+            raise ValueError(f"{word} is named twice" + (f", also as {seen[name]}" if seen[name] != word else ""))
+        seen[name] = word
 
 
 def _is_data(word: str) -> bool:

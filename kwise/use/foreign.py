@@ -12,7 +12,6 @@ battles, Starling       ``score_a``, ``score_b``, and ``score_c`` where there is
 ======================= =========================================================================================
 """
 
-import math
 from typing import Any
 
 from kwise.data.lines import kind_of
@@ -20,21 +19,23 @@ from kwise.records import DataError, Ranking
 
 PAIRS = (("chosen_score", "rejected_score"), ("scores_chosen", "scores_rejected"), ("score_chosen", "score_rejected"))
 LETTERS = "abc"
+LARGEST = 3.4e38  # of float32, in which rewards are: beyond it differences and losses overflow
+SHOWN = 30  # characters of a bad score
 
 
 def row_scores(row: dict[str, Any], ranking: Ranking) -> list[float]:
     """The scores of ``ranking``'s responses, in its order, from the ``row`` it was read from.
 
-    Raises ``DataError``, which names file, line and field, for a score that is missing, null, no number or not finite, and for
-    a row with more or fewer scores than responses.
+    Raises ``DataError``, which names file, line and field, for a score that is missing, null, no number or not finite (in
+    float32), and for a row with more or fewer scores than responses.
     """
     found = _columns(row, ranking)
     scores = []
     for field, value in found:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _error(ranking, field, f"a score must be a number, this is {kind_of(value)}")
-        if not math.isfinite(value):
-            raise _error(ranking, field, f"a score must be a finite number, this is {value}")
+        if not abs(value) <= LARGEST:  # NaN is not either
+            raise _error(ranking, field, f"a score must be a finite number, this is {str(value)[:SHOWN]}")
         scores.append(float(value))
     return scores
 
