@@ -342,6 +342,10 @@ def evaluate(
 
         if json_out is not None and not json_out.parent.is_dir():
             raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
+        if json_out is not None and json_out.is_dir():
+            raise ValueError(f"{json_out} is a folder: name a file for --json")
+        if results is not None and results.exists() and not results.is_dir():
+            raise ValueError(f"{results} is no folder: name one for --results")
         if compare and not scores:
             raise ValueError("--compare is for --scores: models are compared when several are named")
         if scores or ceiling:

@@ -481,3 +481,34 @@ print(resident() - start)
         [sys.executable, "-c", script], env=clean | environment, capture_output=True, text=True, check=True
     )
     assert (int(out.stdout) > 150 << 20) == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scores", "--compare", "a.jsonl"], "--compare needs at least two DATA"),
+        (["--scores", "--compare", "a.jsonl", "a.jsonl"], "a.jsonl is named twice"),
+        (["--scores", "a.jsonl", "./a.jsonl"], "./a.jsonl is named twice, also as a.jsonl"),
+        (["--ceiling", "--by", "kind", "a.jsonl"], "--ceiling takes DATA and --json alone"),
+        (["--ceiling", "--scores", "a.jsonl"], "--ceiling takes DATA and --json alone"),
+        (["--scores", "a.jsonl", "--json", "."], ". is a folder: name a file for --json"),
+        (["--scores", "a.jsonl", "--results", "a.jsonl"], "a.jsonl is no folder: name one for --results"),
+    ],
+)
+def test_eval_says_what_it_cannot_do_before_it_does_anything(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 0}
+    write(tmp_path / "a.jsonl", [row])
+    code, text = run("eval", *words)
+    assert code == 1 and message in text
+    assert "pair_accuracy" not in text
+
+
+def test_eval_of_one_prompt_shows_values_without_intervals(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 0}
+    file = write(tmp_path / "a.jsonl", [row])
+    code, text = run("eval", "--scores", file, "--json", tmp_path / "out.json")
+    assert code == 0, text
+    found = json.loads((tmp_path / "out.json").read_text())[str(file)]["all"]["pair_accuracy"]
+    assert found == {"value": 1.0, "low": None, "high": None, "n": 1}
+    assert "[" not in text

@@ -46,7 +46,7 @@ def model_words(words: Sequence[str]) -> list[str]:
 
     That is a suite, ``starter:...``, a hub data set with its split, or what exists and is no model folder. A bare
     ``owner/name`` after a model is one too, unless it is the last word and nothing else is data. Raises ``ValueError`` where
-    no data is left, a word comes twice, or a model comes after data.
+    the first word is a suite or a file, no data is left, or a model comes after data.
     """
     refuse_repeated(words)
     data = [i for i, word in enumerate(words) if i and _is_data(word)]

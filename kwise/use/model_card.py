@@ -83,7 +83,7 @@ def _results(file: str, own: Mapping[str, Any]) -> list[EvalResult]:
             dataset_name=dataset.split("/")[-1],
             dataset_split=split or None,
             metric_type="accuracy",
-            metric_name=f"{what}, 95 % interval {metric['low']:.3f} to {metric['high']:.3f}, n = {metric['n']}",
+            metric_name=f"{what}, {_interval_words(metric)}n = {metric['n']}",
             metric_value=round(metric["value"], 4),
         )
         for key, what in kinds.items()
@@ -185,8 +185,14 @@ def _cell(name: str, metric: Mapping[str, Any] | None) -> str:
     if metric is None or metric["value"] is None:
         return "-"
     factor, digits = (1, 3) if name in NATS else (100, 1)
-    value, low, high = (f"{factor * (metric[key] or 0.0):.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    value, *ends = (
+        None if metric[key] is None else f"{factor * metric[key]:.{digits}f}" for key in ("value", "low", "high")
+    )
+    return f"{value}" if None in ends else f"{value} [{ends[0]}, {ends[1]}]"
+
+
+def _interval_words(metric: Mapping[str, Any]) -> str:
+    return "" if metric["low"] is None else f"95 % interval {metric['low']:.3f} to {metric['high']:.3f}, "
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

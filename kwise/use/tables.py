@@ -67,9 +67,9 @@ def _published(data: "Data", found: "Mapping[str, Splits]") -> "Iterator[Table |
     if missing:
         yield f"left out, as these data do not hold all their parts: {', '.join(missing)}"
     names = [name for name in figures if any(name in each.figures for each in published)]
-    table = Table(
-        "model", *names, "source", title=f"{escape(data.name)}, beside published figures", title_justify="left"
-    )
+    table = Table(title=f"{escape(data.name)}, beside published figures", title_justify="left")
+    for name in ("model", *names, "source"):
+        table.add_column(name, overflow="fold")  # cut short, two models of one family look the same
     for model, own, source in [
         *((model, own, "here") for model, own in ours.items()),
         *((each.model, each.figures, each.source) for each in published),

@@ -248,9 +248,20 @@ def test_column_prompt_group_makes_rankings_of_different_prompts_one_unit():
     assert [metric.low, metric.high] == pytest.approx(sorted(units), rel=1e-12)
 
 
-def test_one_prompt_has_an_interval_of_no_width():
-    metric = evaluate([GAP[0]], [GAP[1]])["pair_accuracy"]
-    assert metric.low == metric.high == metric.value
+def test_what_only_one_prompt_counts_in_has_a_value_and_no_interval():
+    for name, metric in evaluate([GAP[0]] * 3, [GAP[1]] * 3).items():
+        assert (metric.low, metric.high) == (None, None), name
+    # of two prompts one has pairs two ranks apart: all others have intervals
+    found = evaluate([make("a", [1, 2, 3]), make("b", [1, 2])], [[3, 1, 2], [1, 2]])
+    assert found["distance_2"] == Metric(1.0, None, None, 1)
+    assert (found["distance_1"].low, found["distance_1"].high) == (0.0, 0.5)
+
+
+def test_two_models_on_one_prompt_differ_by_nobody_knows_how_much():
+    first, second = (bootstrap(metric_terms([GAP[0]], [own]), ["q"]) for own in (GAP[1], [-each for each in GAP[1]]))
+    gap = compare(first, second)["pair_accuracy"]
+    assert gap.value == pytest.approx(second["pair_accuracy"].value - first["pair_accuracy"].value)
+    assert (gap.low, gap.high, gap.better) == (None, None, None)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():

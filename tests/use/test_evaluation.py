@@ -4,7 +4,15 @@ import pytest
 from stub import evaluate, stub_reward_model
 
 from kwise import DataError
-from kwise.use.evaluation import evaluation_json, foreign_scores, measure, model_words, open_data, score_data
+from kwise.use.evaluation import (
+    assert_different,
+    evaluation_json,
+    foreign_scores,
+    measure,
+    model_words,
+    open_data,
+    score_data,
+)
 
 
 @pytest.fixture
@@ -180,7 +188,12 @@ def test_models_are_told_from_data(tmp_path, monkeypatch):
     ("words", "message"),
     [
         ("a", "a is taken for a model; name data after it"),
-        ("a starling a", "a is named twice"),
+        (
+            "rewardbench data.jsonl",
+            "rewardbench is data and cannot be taken for a model: name one before it, or give --scores",
+        ),
+        ("data.jsonl starling:x", "data.jsonl is data and cannot be taken for a model"),
+        ("starter:heldout a", "starter:heldout is data and cannot be taken for a model"),
         ("a starling b", "b is a model: name all models before the data"),
     ],
 )
@@ -189,8 +202,28 @@ def test_words_that_make_no_sense_are_refused(tmp_path, monkeypatch, words, mess
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "data.jsonl").write_text("")
     with pytest.raises(ValueError, match=message):
         model_words(words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("a starling a", "^a is named twice$"),
+        ("a ./a data.jsonl", "./a is named twice, also as a"),
+        ("a data.jsonl ../{here}/data.jsonl", "data.jsonl is named twice, also as data.jsonl"),
+        ("a starling:b starling:./b", "starling:./b is named twice, also as starling:b"),
+    ],
+)
+def test_nothing_is_compared_with_itself_or_counted_twice(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data.jsonl").write_text("")
+    with pytest.raises(ValueError, match=message):
+        assert_different(words.format(here=tmp_path.name).split())
+    assert_different(["a", "starling:b", "rewardbench:b", "owner/a", "owner/a:test", "data.jsonl"])
 
 
 def test_a_suite_is_not_split_by_a_column():

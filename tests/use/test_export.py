@@ -383,3 +383,14 @@ def test_the_command_prints_metrics_and_change_and_never_writes_over_a_folder(fo
     assert re.search(r"\d+ of 7 pairs of responses to one prompt", text)
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 1 and "exists" in again.output
+
+
+def test_a_card_of_one_prompt_claims_no_interval(folder, tmp_path):
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"prompt": "q", "chosen": "a longer one", "rejected": "short"}) + "\n")
+    export(folder, tmp_path / "out", files=[str(file)])
+    card = (tmp_path / "out" / "README.md").read_text()
+    [row] = [line for line in card.splitlines() if line.startswith("| longer_wins ")]
+    assert row.split("|")[2].strip() == "100.0"
+    assert "95 % interval 0" not in card and "95 % interval 1" not in card
+    assert "pairs in the right order, n = 1" in card

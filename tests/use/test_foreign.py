@@ -39,6 +39,8 @@ def test_scores_come_in_the_order_of_the_responses(ranking, row, scores):
         ({"chosen_score": 1, "rejected_score": "2"}, "rejected_score", "a score must be a number, this is text"),
         ({"chosen_score": float("nan"), "rejected_score": 1}, "chosen_score", "must be a finite number, this is nan"),
         ({"chosen_score": 1, "rejected_score": float("inf")}, "rejected_score", "must be a finite number, this is inf"),
+        ({"chosen_score": 10**400, "rejected_score": 1}, "chosen_score", "must be a finite number, this is 1000"),
+        ({"chosen_score": 1e39, "rejected_score": -1e39}, "chosen_score", "must be a finite number, this is 1e+39"),
         ({"scores": [1, True]}, "scores[1]", "a score must be a number, this is true or false"),
         ({"scores": [1, 2, 3]}, "scores", "there are 3 scores for 2 responses"),
         ({"score_a": 1}, "score_b", "there is no score"),

@@ -258,7 +258,9 @@ def draw_accuracy(axes: Any, models: Models) -> None:
             at = y + (k - (len(models) - 1) / 2) * step
             for own, face in zip(layout[name], (COLOURS[k], "white"), strict=True):
                 if own["value"] is not None:
-                    axes.plot([100 * own["low"], 100 * own["high"]], [at, at], color=COLOURS[k], lw=1.4, ls=LINES[k])
+                    if own["low"] is not None:
+                        ends = [100 * own["low"], 100 * own["high"]]
+                        axes.plot(ends, [at, at], color=COLOURS[k], lw=1.4, ls=LINES[k])
                     axes.plot(100 * own["value"], at, MARKERS[k], color=COLOURS[k], mfc=face, ms=6)
     axes.axvline(50, color=GREY, lw=0.8)
     axes.set_yticks(range(len(rows)), rows.values())

@@ -61,7 +61,11 @@ def read(row: dict[str, Any], part: str) -> Item:
     subset = part if part in PRIOR_SETS else row.get("subset")
     if subset not in (*SUBSETS, *PRIOR_SETS):
         raise FieldError("subset", f"must be one of RewardBench's subsets, this is {subset!r}")
-    return Item(subset, pairs(row))
+    parts = pairs(row)
+    for side, rank in (("chosen", 1.0), ("rejected", 2.0)):
+        if parts.ranks.count(rank) != 1:
+            raise FieldError(side, f"must hold one response, this has {parts.ranks.count(rank)}")
+    return Item(subset, parts)
 
 
 def terms(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]) -> list[Terms]:

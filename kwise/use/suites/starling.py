@@ -29,24 +29,28 @@ TRUTH = ("truth_correct_over_false", "truth_best_over_false")
 THIRD, DISTINCT = "truth_best_over_correct", "truth_best_over_correct_distinct"
 
 
-def read(row: dict[str, Any], _: str) -> Item:
-    """A row of any of the four, told by its columns."""
+def read(row: dict[str, Any], part: str) -> Item:
+    """A row of any of the four, told by its columns; a pair without a label is ``verbose`` if its file's name says so."""
     sides = [f"response_{side}" for side in "abc" if side != "c" or "response_c" in row]
     messages = prompt_messages(row.get("prompt"), "prompt")
     responses = [response_text(row.get(side), side) for side in sides]
     if len(responses) == 3:
-        part, ranks = "truth", [1.0 if responses[0] == responses[2] else 2.0, 3.0, 1.0]
+        own, ranks = "truth", [1.0 if responses[0] == responses[2] else 2.0, 3.0, 1.0]
     elif "safer_response_id" in row:
         if row["safer_response_id"] not in (0, 1):
             raise FieldError("safer_response_id", f"must be 0 or 1, this is {row['safer_response_id']!r}")
-        part, ranks = "safety", [1.0, 2.0] if row["safer_response_id"] == 0 else [2.0, 1.0]
+        own, ranks = "safety", [1.0, 2.0] if row["safer_response_id"] == 0 else [2.0, 1.0]
     elif "winner" in row:
         if row["winner"] not in ("model_a", "model_b"):
             raise FieldError("winner", f"must be model_a or model_b, this is {row['winner']!r}")
-        part, ranks = "human", [1.0, 2.0] if row["winner"] == "model_a" else [2.0, 1.0]
+        own, ranks = "human", [1.0, 2.0] if row["winner"] == "model_a" else [2.0, 1.0]
+    elif "verbose" in part:
+        own, ranks = "verbose", [2.0, 1.0]
     else:
-        part, ranks = "verbose", [2.0, 1.0]
-    return Item(part, Parts(messages, responses, ranks, [None] * len(responses), ("prompt", *sides)))
+        raise FieldError(
+            "winner", "there is neither this nor safer_response_id; only a file named *verbose* needs neither"
+        )
+    return Item(own, Parts(messages, responses, ranks, [None] * len(responses), ("prompt", *sides)))
 
 
 def terms(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]]) -> list[Terms]:

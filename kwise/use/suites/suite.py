@@ -59,7 +59,7 @@ def read_suite(suite: Suite, path: str) -> Iterator[tuple[dict[str, Any], Rankin
     """The rows of a suite, each as it came and as a ranking with the column ``part``.
 
     ``path`` is a folder or file in the published layout, a hub data set ``owner/name[:split]``, or empty: the suite's own place
-    on the hub. Raises ``DataError``, which names file, line and field.
+    on the hub. Raises ``DataError``, which names file, line and field, also where a folder holds a file in two formats or places.
     """
     for part, file in _files(suite, path):
         for line, row in _rows(file):
@@ -111,6 +111,7 @@ def _files(suite: Suite, path: str) -> list[tuple[str, str]]:
     if not folder.is_dir():
         return [(next((part for part in suite.files if part and folder.name.startswith(part)), folder.name), path)]
     found: list[tuple[str, str]] = []
+    names: dict[str, str] = {}
     wanted: list[str] = []
     for part, files in suite.files.items():
         wanted += files.patterns
@@ -119,6 +120,13 @@ def _files(suite: Suite, path: str) -> list[tuple[str, str]]:
             if own:
                 found += [(part or Path(file).name, file) for file in own]
                 break
+    for _, file in found:
+        name = DATA_FILE.sub("", Path(file).name)
+        if name in names:
+            raise DataError(
+                f"its rows would count twice beside those of {names[name]}; name the one that is meant", file=file
+            )
+        names[name] = file
     if not found:
         raise DataError(f"this folder has no data file named {', '.join(wanted)}; {suite.obtain}", file=path)
     return found

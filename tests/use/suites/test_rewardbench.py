@@ -179,3 +179,23 @@ def test_without_a_path_it_asks_the_hub_for_the_published_data_set(monkeypatch):
         ("allenai/reward-bench", "filtered"),
         *(("allenai/pref-test-sets", name) for name in PRIOR_SETS),
     ]
+
+
+@pytest.mark.parametrize(("side", "texts"), [("chosen", ["a", "b"]), ("rejected", ["c", "d"])])
+def test_a_row_with_several_responses_on_a_side_is_no_pair(tmp_path, side, texts):
+    rows = [{"prompt": f"q{i}", "chosen": ["x"], "rejected": ["y"], "subset": "hep-go"} for i in range(2)]
+    rows[1][side] = texts
+    (tmp_path / "filtered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"line 2, field '{side}': must hold one response, this has 2"):
+        open_data(f"rewardbench:{tmp_path}")
+
+
+@pytest.mark.parametrize("other", ["filtered.json", "old/filtered.jsonl"])
+def test_a_file_that_a_folder_holds_twice_is_not_counted_twice(tmp_path, other):
+    row = json.dumps({"prompt": "q", "chosen": "x", "rejected": "y", "subset": "hep-go"}) + "\n"
+    (tmp_path / "old").mkdir()
+    for name in ("filtered.jsonl", other):
+        (tmp_path / name).write_text(row)
+    with pytest.raises(DataError, match="its rows would count twice"):
+        open_data(f"rewardbench:{tmp_path}")
+    assert len(open_data(f"rewardbench:{tmp_path / other}").rankings) == 1

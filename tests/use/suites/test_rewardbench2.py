@@ -118,9 +118,15 @@ def test_ties_of_random_scores_with_many_equal_ones(tmp_path, seed):
 
 
 def test_the_two_rows_of_a_tie_are_drawn_together(tmp_path):
-    """One tie: whatever is drawn, it is that one, so no interval has a width."""
-    found = figures(tmp_path, [row("Ties", [4, 1, 0], 1, "ref:1"), row("Ties", [6, 5, 3], 2, "tied:1")])
-    assert found["Ties"].low == found["Ties"].high == found["Ties"].value
+    """Of two ties a sample is the first twice, both, or the second twice: the interval's ends are each alone."""
+    ties = [
+        [row("Ties", [4, 1, 0], 1, "ref:1"), row("Ties", [6, 5, 3], 2, "tied:1")],
+        [row("Ties", [0, 1, 2], 1, "ref:2"), row("Ties", [6, 1, 3], 2, "tied:2")],
+    ]
+    alone = [figures(tmp_path, each)["Ties"] for each in ties]
+    assert all(each.low is None for each in alone), "one tie is one prompt"
+    both = figures(tmp_path, ties[0] + ties[1])["Ties"]
+    assert [both.low, both.high] == pytest.approx(sorted(each.value for each in alone))
 
 
 @pytest.mark.parametrize(

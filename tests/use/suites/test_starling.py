@@ -140,3 +140,17 @@ def test_published_figures_of_starling_34b_follow_from_its_published_scores():
     assert found["truth_corrected"] == pytest.approx(sum(by_hand) / 3)
     assert round(found["human_nll"], 3) == 0.468
     assert round(found["truth_nll"], 3) == 1.766
+
+
+def test_a_pair_without_a_label_is_verbose_only_where_its_file_says_so(tmp_path):
+    """A battle that lost its winner must not be counted as a verbose pair, in which b is the better one."""
+    rows = json.dumps([{"prompt": "q", "response_a": "x", "response_b": "y"}])
+    own = ("verbose_benchmark.json", "A-model_verbose_benchmark.json")  # data and results, as the authors name them
+    for name in (*own, "preference_benchmark.json"):
+        (tmp_path / name).write_text(rows)
+    for name in own:
+        (read,) = open_data(f"starling:{tmp_path / name}").rankings
+        assert (read.columns["part"], read.ranks) == ("verbose", [2.0, 1.0])
+    for place in (tmp_path, tmp_path / "preference_benchmark.json"):
+        with pytest.raises(DataError, match="line 1, field 'winner': there is neither this nor safer_response_id"):
+            open_data(f"starling:{place}")
