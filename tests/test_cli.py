@@ -486,11 +486,11 @@ print(resident() - start)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scores", "--compare", "a.jsonl"], "--compare needs at least two DATA"),
+        (["--scores", "--compare", "a.jsonl"], "--compare needs the scores of at least two models"),
         (["--scores", "--compare", "a.jsonl", "a.jsonl"], "a.jsonl is named twice"),
-        (["--scores", "a.jsonl", "./a.jsonl"], "./a.jsonl is named twice, also as a.jsonl"),
-        (["--ceiling", "--by", "kind", "a.jsonl"], "--ceiling takes DATA and --json alone"),
-        (["--ceiling", "--scores", "a.jsonl"], "--ceiling takes DATA and --json alone"),
+        (["--scores", "a.jsonl", "./a.jsonl"], "a.jsonl is named twice, also as ./a.jsonl"),
+        (["--ceiling", "--by", "kind", "a.jsonl"], "--ceiling is of judgements alone"),
+        (["--ceiling", "--scores", "a.jsonl"], "--ceiling is of judgements alone"),
         (["--scores", "a.jsonl", "--json", "."], ". is a folder: name a file for --json"),
         (["--scores", "a.jsonl", "--results", "a.jsonl"], "a.jsonl is no folder: name one for --results"),
     ],

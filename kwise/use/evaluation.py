@@ -49,6 +49,10 @@ def model_words(words: Sequence[str]) -> list[str]:
     the first word is a suite or a file, no data is left, or a model comes after data.
     """
     refuse_repeated(words)
+    if words[0].partition(":")[0] in SUITES or words[0].removeprefix("starter:") in STARTER or Path(words[0]).is_file():
+        raise ValueError(
+            f"{words[0]} is data and cannot be taken for a model: name one before it, or give --scores if it holds scores"
+        )
     data = [i for i, word in enumerate(words) if i and _is_data(word)]
     first = data[0] if data else len(words) - 1
     if first < 1:

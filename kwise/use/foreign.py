@@ -19,6 +19,7 @@ from kwise.records import DataError, Ranking
 
 PAIRS = (("chosen_score", "rejected_score"), ("scores_chosen", "scores_rejected"), ("score_chosen", "score_rejected"))
 LETTERS = "abc"
+SHOWN = 30  # characters of a bad score
 LARGEST = 3.4028234663852886e38  # of float32: beyond it no model's scores lie, and differences of such are no floats
 
 
@@ -34,8 +35,7 @@ def row_scores(row: dict[str, Any], ranking: Ranking) -> list[float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _error(ranking, field, f"a score must be a number, this is {kind_of(value)}")
         if not -LARGEST <= value <= LARGEST:  # NaN neither
-            shown = value if isinstance(value, float) else "an integer of too many digits"
-            raise _error(ranking, field, f"a score must be a finite number of float32, this is {shown}")
+            raise _error(ranking, field, f"a score must be a finite number, this is {str(value)[:SHOWN]}")
         scores.append(float(value))
     return scores
 

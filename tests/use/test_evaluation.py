@@ -5,12 +5,12 @@ from stub import evaluate, stub_reward_model
 
 from kwise import DataError
 from kwise.use.evaluation import (
-    assert_different,
     evaluation_json,
     foreign_scores,
     measure,
     model_words,
     open_data,
+    refuse_repeated,
     score_data,
 )
 
@@ -211,9 +211,9 @@ def test_words_that_make_no_sense_are_refused(tmp_path, monkeypatch, words, mess
     ("words", "message"),
     [
         ("a starling a", "^a is named twice$"),
-        ("a ./a data.jsonl", "./a is named twice, also as a"),
-        ("a data.jsonl ../{here}/data.jsonl", "data.jsonl is named twice, also as data.jsonl"),
-        ("a starling:b starling:./b", "starling:./b is named twice, also as starling:b"),
+        ("a ./a data.jsonl", "a is named twice, also as ./a"),
+        ("a data.jsonl ../{here}/data.jsonl", "data.jsonl is named twice, also as ../{here}/data.jsonl"),
+        ("a starling:b starling:./b", "starling:b is named twice, also as starling:./b"),
     ],
 )
 def test_nothing_is_compared_with_itself_or_counted_twice(tmp_path, monkeypatch, words, message):
@@ -221,9 +221,9 @@ def test_nothing_is_compared_with_itself_or_counted_twice(tmp_path, monkeypatch,
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     (tmp_path / "data.jsonl").write_text("")
-    with pytest.raises(ValueError, match=message):
-        assert_different(words.format(here=tmp_path.name).split())
-    assert_different(["a", "starling:b", "rewardbench:b", "owner/a", "owner/a:test", "data.jsonl"])
+    with pytest.raises(ValueError, match=message.format(here=tmp_path.name)):
+        refuse_repeated(words.format(here=tmp_path.name).split())
+    refuse_repeated(["a", "starling:b", "rewardbench:b", "owner/a", "owner/a:test", "data.jsonl"])
 
 
 def test_a_suite_is_not_split_by_a_column():
