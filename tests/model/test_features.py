@@ -40,8 +40,8 @@ def test_a_full_cache_is_read_without_running_the_model(tmp_path, monkeypatch):
     cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     seen = []
     monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
-    cached_features(model, ENCODED, tmp_path, [DEPTH], progress=seen.append)
-    assert seen == [120]
+    cached_features(model, ENCODED, tmp_path, [DEPTH], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(120, 120)]
 
 
 @pytest.mark.parametrize("other", ["weights", "ids", "precision"])
