@@ -34,6 +34,9 @@ from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseConfig, KwiseTrainer
 
 NOTHING = "{}: every ranking is tied throughout, so there is nothing to learn"
+NO_ACCELERATOR = (
+    not torch.accelerator.is_available()
+)  # unless told, accelerate takes each of several processes to be alone
 PATIENCE = timedelta(days=30)  # of processes for the main one; torch's own is 10 minutes (NCCL) or 30 (gloo)
 NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval
 
@@ -54,13 +57,13 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     Under ``torchrun`` all processes compute features and train; the first one fits the head and writes. Raises ``ValueError``
     if the output folder holds a finished model, ``DataError`` for bad data; nothing is trained then.
     """
-    processes = PartialState()
-    # who waits while the main process fits the head or scores
-    waiting = torch.distributed.new_group(timeout=PATIENCE, backend="gloo") if processes.num_processes > 1 else None
     fits_head = recipe.method == "head" or recipe.fit_head_first
     config = (
         None if recipe.method == "head" else trainer_config(recipe)
     )  # its mistakes come out before any work is done
+    processes = PartialState(cpu=NO_ACCELERATOR)  # what the config set up, where there is one
+    # who waits while the main process fits the head or scores
+    waiting = torch.distributed.new_group(timeout=PATIENCE, backend="gloo") if processes.num_processes > 1 else None
     folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
     folder.clear(recipe, start_over)
     checkpoint = folder.newest_checkpoint()
@@ -144,7 +147,7 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     """Raises ``ValueError`` for values that the Trainer would refuse only after hours of other work."""
     if recipe.trainer.get("eval_strategy", "no") != "no" and not recipe.data.eval:
         raise ValueError("trainer.eval_strategy is set, but data.eval names no held-out rankings")
-    options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False} | recipe.trainer
+    options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False, "use_cpu": NO_ACCELERATOR} | recipe.trainer
     return KwiseConfig(
         output_dir=str(Path(recipe.output, "checkpoints")),
         objective=recipe.objective,
