@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from kwise.model import backbone
 from kwise.model.attention import hidden_states
 from kwise.model.reward_model import WINDOW, map_rows
 from kwise.records import EncodedRanking, Row
-
-BLOCK = 4 * WINDOW  # rankings: few, so that shares are even; whole windows, so that all are packed alike
 
 
 def cached_features(
@@ -55,8 +53,8 @@ def compute_features(
 ) -> dict[int, Path]:
     """Compute what is missing of ``cached_features``, or of it only ``share`` (i, n): every n-th block, from the i-th on.
 
-    A block is ``BLOCK`` rankings. It has a file of its own for each layer, which is appended to as features come, until
-    ``cached_features`` puts all blocks together. So a run that was cut off goes on where it stopped, with any number of
+    A block is ``WINDOW`` rankings. It has a file of its own for each layer, until ``cached_features`` puts all blocks
+    together; one that was cut short is computed again. So a run that was cut off goes on where it stopped, with any number of
     processes, and windows are packed alike whoever computes them: the bytes do not depend on that. Gives the file of each
     layer. A file's name is a hash of the weights, the token ids and the precision, and the layer. ``bf16`` runs the backbone
     under bfloat16 autocast. ``progress`` is told how many responses of the share are done, and of how many. Raises
@@ -78,18 +76,9 @@ def compute_features(
             if _size(path) < ends[last] * bytes_each and _size(part := _part(path, first, last)) < whole
         }
         if missing:
-            windows = ends[first:last:WINDOW] - ends[first]  # responses before each window
-            have = min(_size(part) for part in missing.values()) // bytes_each
-            kept = int(np.searchsorted(windows, have, side="right")) - 1  # windows that lie whole in every file
-            rest = encoded[first + kept * WINDOW : last]
-            with ExitStack() as stack:
-                files = [stack.enter_context(part.open("ab")) for part in missing.values()]
-                for file in files:
-                    file.truncate(int(windows[kept]) * bytes_each)
-                for features in _compute(model, rest, list(missing), bf16):
-                    for file, states in zip(files, features.float().unbind(1), strict=True):
-                        file.write(states.numpy().tobytes())
-                        file.flush()
+            found = torch.cat(list(_compute(model, encoded[first:last], list(missing), bf16))).float()
+            for part, states in zip(missing.values(), found.unbind(1), strict=True):
+                part.write_bytes(states.numpy().tobytes())
         done += int(ends[last] - ends[first])
         progress(done, total)
     return paths
@@ -97,7 +86,7 @@ def compute_features(
 
 def _blocks(encoded: Sequence[EncodedRanking]) -> list[tuple[int, int]]:
     """First ranking of each block, and the one after its last."""
-    return [(first, min(first + BLOCK, len(encoded))) for first in range(0, len(encoded), BLOCK)]
+    return [(first, min(first + WINDOW, len(encoded))) for first in range(0, len(encoded), WINDOW)]
 
 
 def _ends(encoded: Sequence[EncodedRanking]) -> np.ndarray:

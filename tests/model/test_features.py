@@ -45,7 +45,7 @@ def test_a_full_cache_is_read_without_running_the_model(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
     cached_features(model, ENCODED, tmp_path, [DEPTH], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(120, 120)]
+    assert seen == [(48, 120), (96, 120), (120, 120)]
 
 
 @pytest.mark.parametrize("other", ["weights", "ids", "precision"])
@@ -111,9 +111,8 @@ def test_a_layer_beyond_the_models_depth_is_refused(tmp_path):
 
 
 @pytest.fixture
-def blocks(tmp_path, monkeypatch):
-    """Blocks of 32 rankings, two windows each: 32 and 8 of ``ENCODED``, 96 and 24 responses. Gives what one process computes."""
-    monkeypatch.setattr(features, "BLOCK", 32)
+def blocks(tmp_path):
+    """Three blocks, of 16, 16 and 8 rankings, 48, 48 and 24 responses. Gives what one process computes."""
     return {n: each.tobytes() for n, each in cached_features(tiny_model(), ENCODED, tmp_path / "one", LAYERS).items()}
 
 
@@ -133,33 +132,41 @@ def test_shares_computed_in_any_order_are_what_one_process_computes(tmp_path, mo
         compute_features(
             tiny_model(), ENCODED, tmp_path / "own", LAYERS, share=share, progress=lambda *of: told.append(of)
         )
-    assert told == {1: [(96, 120), (120, 120)], 2: [(24, 24), (96, 96)], 3: [(24, 24), (96, 96)]}[processes]
+    assert (
+        told
+        == {
+            1: [(48, 120), (96, 120), (120, 120)],
+            2: [(48, 48), (48, 72), (72, 72)],
+            3: [(24, 24), (48, 48), (48, 48)],
+        }[processes]
+    )
     monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
     assert_whole(tmp_path / "own", blocks)
 
 
-@pytest.mark.parametrize(("responses", "windows"), [(0, 2), (1, 2), (47, 2), (48, 1), (95, 1), (96, 0)])
+@pytest.mark.parametrize("size", [0, 1, 4 * 32 * 47, 4 * 32 * 48 - 1, 4 * 32 * 48])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_share_that_was_cut_off_anywhere_goes_on_with_any_number_of_processes(
-    tmp_path, monkeypatch, blocks, responses, windows, processes
+    tmp_path, monkeypatch, blocks, size, processes
 ):
-    """A block's windows hold 48 responses each: only those that were not whole are run again."""
+    """Only blocks that were not whole are run again; the first was cut off in one layer of two."""
     own, model = tmp_path / "own", tiny_model()
     compute_features(model, ENCODED, own, LAYERS, share=(0, 2))
-    for path in own.glob("*.0-32"):
-        with path.open("rb+") as file:
-            file.truncate(4 * 32 * responses + 5 * (responses < 96))
+    (part,) = own.glob("*.layer1.f32.0-16")
+    with part.open("rb+") as file:
+        file.truncate(size)
     ran, plain = [], features.map_rows
     monkeypatch.setattr(
         features, "map_rows", lambda model, rankings, read: plain(model, ran.append(rankings) or rankings, read)
     )
     for i in range(processes):
         compute_features(model, ENCODED, own, LAYERS, share=(i, processes))
-    assert [item for rankings in ran for item in rankings] == ENCODED[32 - 16 * windows :]
+    again = sorted((item for rankings in ran for item in rankings), key=lambda item: item.prefix)
+    assert again == ENCODED[16 if size == 4 * 32 * 48 else 0 : 32]
     assert_whole(own, blocks)
 
 
-@pytest.mark.parametrize("call", range(4))  # two blocks of two layers
+@pytest.mark.parametrize("call", range(6))  # three blocks of two layers
 @pytest.mark.parametrize("name", ["os.fsync", "shutil.copyfileobj", "pathlib.Path.unlink"])
 def test_a_kill_while_blocks_are_put_together_costs_nothing(tmp_path, monkeypatch, blocks, name, call):
     own, calls = tmp_path / "own", []

@@ -265,7 +265,7 @@ def test_one_of_the_processes_that_compute_features_killed_the_run_goes_on_with_
     settings += ["trainer.max_steps=2", "trainer.logging_steps=1", "lora.dropout=0.0"]
     one = run(workshop, workshop / "one", *settings)
     process = start(workshop, workshop / "cut", *settings, processes=2)
-    while not any(path.stat().st_size for path in (workshop / "cut").glob("features/*.64-128")):
+    while not any(path.stat().st_size for path in (workshop / "cut").glob("features/*.16-32")):
         assert process.poll() is None
         time.sleep(0.001)
     own = [each for each in psutil.Process(process.pid).children() if "test_survival" in " ".join(each.cmdline())]
