@@ -50,7 +50,7 @@ def main() -> None:
         with progress_bar(Console(stderr=True)) as bar:
             task = bar.add_task(f"features, {name}", total=pool.num_responses)
 
-            def progress(done: int, task=task, bar=bar) -> None:
+            def progress(done: int, total: int, task=task, bar=bar) -> None:
                 bar.update(task, completed=done)
 
             features = cached_features(model, pool.encoded, options.cache, [options.layers], progress=progress)

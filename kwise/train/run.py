@@ -1,6 +1,7 @@
 """A recipe -> a run folder: data, model, training, evaluation."""
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kwise.data.unique import EncodedPool, encode_distinct
 from kwise.model import backbone
 from kwise.model.attention import set_attention
 from kwise.model.attention.exact import assert_exact
-from kwise.model.features import cached_features
+from kwise.model.features import cached_features, compute_features
 from kwise.model.reward_model import RewardModel, Settings
 from kwise.objective import objective
 from kwise.objective.covariance import default_kind, head_uncertainty
@@ -34,6 +35,10 @@ from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseTrainer
 
 NOTHING = "{}: every ranking is tied throughout, so there is nothing to learn"
+NO_ACCELERATOR = (
+    not torch.accelerator.is_available()
+)  # unless told, accelerate takes each of several processes to be alone
+PATIENCE = timedelta(days=30)  # of processes for the main one; torch's own is 10 minutes (NCCL) or 30 (gloo)
 NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval
 
 
@@ -50,16 +55,16 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     """Run ``recipe``, or go on with the unfinished run in its output folder: from the newest whole checkpoint, or from the
     features cached so far. ``start_over`` removes that run's checkpoints instead.
 
-    Under ``torchrun`` all processes train and the first one writes. Raises ``ValueError`` if the output folder holds a finished
-    model, ``DataError`` for bad data; nothing is trained then.
+    Under ``torchrun`` all processes compute features and train; the first one fits the head and writes. Raises ``ValueError``
+    if the output folder holds a finished model, ``DataError`` for bad data; nothing is trained then.
     """
-    processes = PartialState()
     fits_head = recipe.method == "head" or recipe.fit_head_first
-    if fits_head and processes.num_processes > 1:
-        raise ValueError("the head fit runs in one process: start it without torchrun, or set fit_head_first = false")
     config = (
         None if recipe.method == "head" else trainer_config(recipe)
     )  # its mistakes come out before any work is done
+    processes = PartialState(cpu=NO_ACCELERATOR)  # what the config set up, where there is one
+    # who waits while the main process fits the head or scores
+    waiting = torch.distributed.new_group(timeout=PATIENCE, backend="gloo") if processes.num_processes > 1 else None
     folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
     folder.clear(recipe, start_over)
     checkpoint = folder.newest_checkpoint()
@@ -82,7 +87,7 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
         "kwise": version("kwise"),
     }
     if fits_head:
-        facts |= _fit_head(model, rankings, recipe, folder)
+        facts |= _put_head(model, rankings, recipe, folder, waiting)
     if config is not None:
         assert isinstance(training, EncodedRankings)
         if coefficients := [found["coefficient"] for found in facts.get("covariates", {}).values()]:
@@ -96,8 +101,8 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
             after = _evaluate(held_out, _score(model, held_out, recipe, folder), "after", folder)
         model.settings.trained = facts | ({"held_out": {k: m.to_json() for k, m in after.items()}} if after else {})
         folder.finish(model)
-    processes.wait_for_everyone()
-    if processes.num_processes > 1:
+    if waiting is not None:
+        torch.distributed.barrier(waiting)
         processes.destroy_process_group()
     return Result(folder.path / "model", before, after)
 
@@ -143,7 +148,7 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     """Raises ``ValueError`` for values that the Trainer would refuse only after hours of other work."""
     if recipe.trainer.get("eval_strategy", "no") != "no" and not recipe.data.eval:
         raise ValueError("trainer.eval_strategy is set, but data.eval names no held-out rankings")
-    options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False} | recipe.trainer
+    options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False, "use_cpu": NO_ACCELERATOR} | recipe.trainer
     return KwiseConfig(
         output_dir=str(Path(recipe.output, "checkpoints")),
         objective=recipe.objective,
@@ -176,13 +181,59 @@ def load_base(recipe: Recipe, folder: RunFolder) -> RewardModel:
     return RewardModel(model, tokenizer, Settings(recipe.data.max_length, recipe.data.truncation))
 
 
-def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+def _put_head(
+    model: RewardModel,
+    rankings: list[Ranking],
+    recipe: Recipe,
+    folder: RunFolder,
+    waiting: torch.distributed.ProcessGroup | None,
+) -> dict[str, Any]:
     """Fit the head on features of the frozen backbone, cut that where it reads best, and put the head in place.
 
-    Gives what was chosen and reached. The head's uncertainty is kept with the model where the head is all that is trained.
+    Every process computes a share of the features; the main one then fits, and the others get from it what came out. Gives
+    what was chosen and reached. The head's uncertainty is kept with the main process's model where the head is all that is
+    trained.
     """
     depth = model.model.config.get_text_config().num_hidden_layers
     pool = encode_distinct(model.encoder, rankings)
+    layers, bf16 = recipe.fit.layers or [depth], bool(recipe.trainer.get("bf16"))
+    if waiting is not None:
+        share = waiting.rank(), waiting.size()
+        with progress_bar(folder.console) as bar:
+            task = bar.add_task("features, share of the main process", total=None, visible=folder.main)
+            compute_features(
+                model.model,
+                pool.encoded,
+                folder.path / "features",
+                layers,
+                bf16,
+                lambda done, total: bar.update(task, completed=done, total=total),
+                share,
+            )
+        torch.distributed.barrier(waiting)
+    found = [_fit_head(model, pool, rankings, recipe, folder, layers, bf16) if folder.main else None]
+    if waiting is not None:
+        torch.distributed.broadcast_object_list(found, group=waiting)
+    assert found[0] is not None
+    head, facts = found[0]
+    if facts["layer"] < depth:
+        backbone.cut_after(model.model, facts["layer"])
+    with torch.no_grad():
+        getattr(model.model, backbone.HEAD).weight.copy_(head)
+    return facts
+
+
+def _fit_head(
+    model: RewardModel,
+    pool: EncodedPool,
+    rankings: list[Ranking],
+    recipe: Recipe,
+    folder: RunFolder,
+    layers: list[int],
+    bf16: bool,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """[1, d] the head's weights in the model's precision, on the CPU, and what was chosen and reached. ``model`` only gets the
+    uncertainty."""
     tokens = sum(item.num_tokens for item in pool.encoded)
     folder.say(f"{len(pool.encoded)} prompts, {pool.num_responses} distinct responses, {tokens} tokens")
     _say_cut(pool.shortened, "distinct responses", recipe, folder)
@@ -192,18 +243,14 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         rankings,
         folder.path / "features",
         folder.console,
-        recipe.fit.layers or [depth],
+        layers,
         recipe.fit.covariates,
-        bool(recipe.trainer.get("bf16")),
+        bf16,
     )
     loss_function = objective(recipe.objective, **recipe.objective_options)
     device = "cuda" if model.model.device.type == "cuda" else "cpu"
     fit = fit_head(designs, loss_function, seed=recipe.seed, device=device)
-    if fit.layer < depth:
-        backbone.cut_after(model.model, fit.layer)
-    head = getattr(model.model, backbone.HEAD).weight
-    with torch.no_grad():
-        head.copy_(torch.from_numpy(fit.weight)[None])
+    head = torch.from_numpy(fit.weight)[None].to(getattr(model.model, backbone.HEAD).weight.dtype)
     for tried in fit.path:
         folder.log({"layer": tried.layer, "ridge": tried.ridge, "ridge_held_out_loss": tried.held_out})
     folder.log({"layer": fit.layer, "ridge": fit.ridge, "loss": fit.loss})
@@ -229,7 +276,7 @@ def _fit_head(model: RewardModel, rankings: list[Ranking], recipe: Recipe, folde
         }
         for name, found in facts["covariates"].items():
             folder.say(f"covariate {name}: {found['coefficient']:.3f} [{found['low']:.3f}, {found['high']:.3f}] nats")
-    return facts
+    return head, facts
 
 
 def head_designs(
@@ -246,7 +293,7 @@ def head_designs(
     with progress_bar(console) as bar:
         task = bar.add_task("features", total=pool.num_responses)
         features = cached_features(
-            model.model, pool.encoded, cache, layers, bf16, lambda done: bar.update(task, completed=done)
+            model.model, pool.encoded, cache, layers, bf16, lambda done, total: bar.update(task, completed=done)
         )
     ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]
     columns = covariates(names, (response for prompt in pool.prompts for response in prompt.responses))

@@ -1,6 +1,7 @@
 """A checkpoint in, answers out.
 
 ``score_file``  takes a model and a file      conversations, rankings or pairs, streamed   gives the same lines with scores
+``ray_scores``  takes a data set or a file    the same on the workers of a Ray cluster     gives the same
 ``suites``      takes a suite's files         reads and measures them as published         gives Ranking, figures
 ``foreign``     takes rows                    finds the scores somebody wrote into them    gives rewards
 ``evaluation``  takes rewards and rankings    metrics per file and split, baselines        gives metrics before their intervals

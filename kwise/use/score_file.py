@@ -64,13 +64,8 @@ def score_file(
     kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
     exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
     """
-    if c is not None and not 0 <= c < math.inf:
-        raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
-    if c is not None:
-        model.known_uncertainty()  # before OUT is made
+    how = columns_of(model, calibrated, c)  # before OUT is made
     target = Path(out)
-    how: dict[str, Any] = {CALIBRATION: _calibration(model)} if calibrated else {}
-    how |= {} if c is None else {LOWER_BOUND: c}
     if target.exists() and Path(file).exists() and target.samefile(file):
         raise ValueError(f"{out} is the input file itself")
     if target.exists() and not resume:
@@ -78,21 +73,14 @@ def score_file(
     lines = _windows(read_lines(file), *share)
     kept = _kept(target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
-    window, problem = _window(
+    window, problem = take_window(
         model, lines, file, choose
     )  # before OUT is made: what is no input at all leaves nothing behind
     if problem and not window:
         raise problem
     with target.open("a", encoding="utf-8") as output:
         while True:
-            for each, gains in zip(window, _gains(model, window, calibrated, c), strict=True):
-                if not all(math.isfinite(value) for gain in gains for value in gain.values()):
-                    raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
-                scored = without(each.put(gains), CALIBRATION, LOWER_BOUND, *BEST) | how
-                if choose:
-                    values = [gain["score" if c is None else "score_lower"] for gain in gains]
-                    best = max(range(len(values)), key=values.__getitem__)
-                    scored |= dict(zip(BEST, (best, each.responses[best]), strict=True))
+            for each, scored in zip(window, scored_rows(model, window, file, how, choose), strict=True):
                 # dates of a parquet file become text
                 output.write(json.dumps(scored, ensure_ascii=False, default=str) + "\n")
                 counts["written"] += 1
@@ -103,7 +91,33 @@ def score_file(
                 raise problem
             if len(window) < WINDOW:
                 return counts
-            window, problem = _window(model, lines, file, choose)
+            window, problem = take_window(model, lines, file, choose)
+
+
+def columns_of(model: RewardModel, calibrated: bool, c: float | None) -> dict[str, Any]:
+    """What every line gains besides scores: how they were made. Raises as ``score_file`` for what ``model`` has not."""
+    if c is not None and not 0 <= c < math.inf:
+        raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
+    if c is not None:
+        model.known_uncertainty()
+    how: dict[str, Any] = {CALIBRATION: _calibration(model)} if calibrated else {}
+    return how | ({} if c is None else {LOWER_BOUND: c})
+
+
+def scored_rows(
+    model: RewardModel, window: "list[Line]", file: str, how: dict[str, Any], choose: bool
+) -> Iterator[dict[str, Any]]:
+    """Each line of ``window`` with its scores, made and marked as ``how`` (``columns_of``) says. Raises as ``score_file``."""
+    c = how.get(LOWER_BOUND)
+    for each, gains in zip(window, _gains(model, window, CALIBRATION in how, c), strict=True):
+        if not all(math.isfinite(value) for gain in gains for value in gain.values()):
+            raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
+        scored = without(each.put(gains), CALIBRATION, LOWER_BOUND, *BEST) | how
+        if choose:
+            values = [gain["score" if c is None else "score_lower"] for gain in gains]
+            best = max(range(len(values)), key=values.__getitem__)
+            scored |= dict(zip(BEST, (best, each.responses[best]), strict=True))
+        yield scored
 
 
 def _windows(lines: Lines, first: int, step: int) -> Lines:
@@ -144,7 +158,7 @@ class Line(NamedTuple):
     put: Put
 
 
-def _window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tuple[list[Line], DataError | None]:
+def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tuple[list[Line], DataError | None]:
     """The next lines to score, and the error that ended them early, if one did."""
     window: list[Line] = []
     for number, row in islice(lines, WINDOW):

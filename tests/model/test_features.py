@@ -1,14 +1,18 @@
+import pkgutil
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
 
 from kwise.model import backbone, features
-from kwise.model.features import cached_features
+from kwise.model.features import cached_features, compute_features
 from kwise.records import EncodedRanking
 
 DEPTH = len(backbone.decoder_layers(tiny_model()))
 ENCODED = [EncodedRanking([i + 1, 2, 3], [[5 + i, 6], [7], [8, 9, 10]], [1, 0, 2], [0, 0, 0]) for i in range(40)]
+
+LAYERS = [1, DEPTH]
 
 
 def test_features_are_the_last_hidden_states_of_each_response_in_order(tmp_path):
@@ -31,7 +35,7 @@ def test_a_cache_cut_anywhere_is_completed_without_loss_or_repetition(tmp_path, 
     with file.open("rb+") as handle:
         handle.truncate(file.stat().st_size - cut_bytes)
     again = cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
-    np.testing.assert_allclose(again, whole, atol=1e-5)  # packed into other rows, so rounded otherwise
+    np.testing.assert_array_equal(again, whole)
     assert file.stat().st_size == 4 * whole.size
 
 
@@ -40,8 +44,8 @@ def test_a_full_cache_is_read_without_running_the_model(tmp_path, monkeypatch):
     cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     seen = []
     monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
-    cached_features(model, ENCODED, tmp_path, [DEPTH], progress=seen.append)
-    assert seen == [120]
+    cached_features(model, ENCODED, tmp_path, [DEPTH], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(48, 120), (96, 120), (120, 120)]
 
 
 @pytest.mark.parametrize("other", ["weights", "ids", "precision"])
@@ -86,7 +90,7 @@ def test_a_cache_of_layers_of_different_length_is_completed_from_the_shortest(tm
     with file.open("rb+") as handle:
         handle.truncate(128 * 50)
     for n, each in cached_features(model, ENCODED, tmp_path, [1, DEPTH]).items():
-        np.testing.assert_allclose(each, whole[n], atol=1e-5)
+        np.testing.assert_array_equal(each, whole[n])
 
 
 def test_a_whole_file_is_kept_when_a_layer_is_added(tmp_path, monkeypatch):
@@ -104,3 +108,84 @@ def test_a_layer_beyond_the_models_depth_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"no layer {DEPTH + 1}: the model has {DEPTH}"):
         cached_features(tiny_model(), ENCODED, tmp_path, [1, DEPTH + 1])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    """Three blocks, of 16, 16 and 8 rankings, 48, 48 and 24 responses. Gives what one process computes."""
+    return {n: each.tobytes() for n, each in cached_features(tiny_model(), ENCODED, tmp_path / "one", LAYERS).items()}
+
+
+def assert_whole(folder, blocks):
+    found = cached_features(tiny_model(), ENCODED, folder, LAYERS)
+    assert {n: each.tobytes() for n, each in found.items()} == blocks
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (folder.parent / "one").iterdir()
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_computed_in_any_order_are_what_one_process_computes(tmp_path, monkeypatch, blocks, processes):
+    told = []
+    for i in reversed(range(processes)):
+        share = (i, processes)
+        compute_features(
+            tiny_model(), ENCODED, tmp_path / "own", LAYERS, share=share, progress=lambda *of: told.append(of)
+        )
+    assert (
+        told
+        == {
+            1: [(48, 120), (96, 120), (120, 120)],
+            2: [(48, 48), (48, 72), (72, 72)],
+            3: [(24, 24), (48, 48), (48, 48)],
+        }[processes]
+    )
+    monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
+    assert_whole(tmp_path / "own", blocks)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4 * 32 * 47, 4 * 32 * 48 - 1, 4 * 32 * 48])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_share_that_was_cut_off_anywhere_goes_on_with_any_number_of_processes(
+    tmp_path, monkeypatch, blocks, size, processes
+):
+    """Only blocks that were not whole are run again; the first was cut off in one layer of two."""
+    own, model = tmp_path / "own", tiny_model()
+    compute_features(model, ENCODED, own, LAYERS, share=(0, 2))
+    (part,) = own.glob("*.layer1.f32.0-16")
+    with part.open("rb+") as file:
+        file.truncate(size)
+    ran, plain = [], features.map_rows
+    monkeypatch.setattr(
+        features, "map_rows", lambda model, rankings, read: plain(model, ran.append(rankings) or rankings, read)
+    )
+    for i in range(processes):
+        compute_features(model, ENCODED, own, LAYERS, share=(i, processes))
+    again = sorted((item for rankings in ran for item in rankings), key=lambda item: item.prefix)
+    assert again == ENCODED[16 if size == 4 * 32 * 48 else 0 : 32]
+    assert_whole(own, blocks)
+
+
+@pytest.mark.parametrize("call", range(6))  # three blocks of two layers
+@pytest.mark.parametrize("name", ["os.fsync", "shutil.copyfileobj", "pathlib.Path.unlink"])
+def test_a_kill_while_blocks_are_put_together_costs_nothing(tmp_path, monkeypatch, blocks, name, call):
+    own, calls = tmp_path / "own", []
+    owner, _, function = name.rpartition(".")
+    target = pkgutil.resolve_name(owner.replace(".Path", ":Path"))
+    plain = getattr(target, function)
+
+    def killed(*inputs, **named):
+        calls.append(name)
+        if len(calls) == call + 1:
+            if function == "copyfileobj":
+                inputs[1].write(inputs[0].read(100))
+            raise KeyboardInterrupt
+        return plain(*inputs, **named)
+
+    compute_features(tiny_model(), ENCODED, own, LAYERS)
+    monkeypatch.setattr(features, "hidden_states", lambda *_: pytest.fail("the model was run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(target, function, killed)
+        with pytest.raises(KeyboardInterrupt):
+            cached_features(tiny_model(), ENCODED, own, LAYERS)
+    assert_whole(own, blocks)

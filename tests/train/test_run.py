@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,12 +193,6 @@ def test_options_of_the_objective_reach_the_head_fit_and_the_models_settings(wor
         trained = json.loads((output / "model" / "kwise.json").read_text())["trained"]
         assert (trained["objective"], trained["objective_options"]) == ("all_pairs", {"smoothing": e})
     assert spreads[1] < spreads[0] / 2
-
-
-def test_the_head_fit_refuses_several_processes(workshop, monkeypatch):
-    monkeypatch.setattr("kwise.train.run.PartialState", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
-    with pytest.raises(ValueError, match="runs in one process"):
-        run(workshop)
 
 
 def test_the_head_fit_cuts_the_backbone_where_held_out_prompts_are_read_best(workshop):

@@ -59,6 +59,12 @@ def until(process, text):
     pytest.fail(f"never said '{text}': {said}")
 
 
+def last_word(process):
+    """Its exit code and what it said."""
+    said, _ = process.communicate(timeout=200)
+    return process.returncode, said
+
+
 def run(workshop, output, *overrides):
     train(load_recipe(workshop / "recipe.toml", [f"output={output}", *SETTINGS, *overrides]))
     return Path(output)
@@ -219,10 +225,6 @@ def test_after_one_of_two_processes_was_killed_the_run_goes_on_alike(workshop, e
         "full": ["trainer.fsdp=true", "method=full"],
     }[engine]
 
-    def last_word(process):
-        said, _ = process.communicate(timeout=200)
-        return process.returncode, said
-
     code, said = last_word(start(workshop, workshop / "whole", *settings, processes=2))
     assert code == 0, said
     process = start(workshop, workshop / "cut", *settings, processes=2)
@@ -253,6 +255,36 @@ def test_after_one_of_two_processes_was_killed_the_run_goes_on_alike(workshop, e
         ]
         assert losses[0] == pytest.approx(losses[1], rel=0.02)  # dropout draws other numbers
         assert [each.keys() for each in entries(alone)] == [each.keys() for each in entries(workshop / "whole")]
+
+
+@pytest.mark.parametrize(("method", "after"), [("head", 1), ("head", 3), ("lora", 2)])
+def test_one_of_the_processes_that_compute_features_killed_the_run_goes_on_with_any_number(workshop, method, after):
+    """To the features of one process, byte for byte, and the same head in every process."""
+    write_rankings(workshop / "train.jsonl", 600, noise=4)
+    settings = [f"method={method}", "fit_head_first=true", "fit.layers=[1, 2]"]
+    settings += ["trainer.max_steps=2", "trainer.logging_steps=1", "lora.dropout=0.0"]
+    one = run(workshop, workshop / "one", *settings)
+    process = start(workshop, workshop / "cut", *settings, processes=2)
+    while not any(path.stat().st_size for path in (workshop / "cut").glob("features/*.16-32")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    own = [each for each in psutil.Process(process.pid).children() if "test_survival" in " ".join(each.cmdline())]
+    next(each for each in own if each.environ()["RANK"] == "1").kill()
+    code, said = last_word(process)
+    assert code != 0 and not (workshop / "cut" / "model").exists(), said
+    code, said = last_word(start(workshop, workshop / "cut", *settings, processes=after))
+    assert code == 0, said
+    whole, again = (
+        {path.name: path.read_bytes() for path in (each / "features").iterdir()} for each in (one, workshop / "cut")
+    )
+    assert again == whole and len(whole) == 2
+    assert entries(workshop / "cut")[:9] == entries(one)[:9]  # the fit
+    if method == "head":
+        one, cut = (load_file(each / "model" / "model.safetensors") for each in (one, workshop / "cut"))
+        assert all(torch.equal(cut[name], tensor) for name, tensor in one.items())
+    else:
+        losses = [[each["loss"] for each in entries(folder) if "nll" in each] for folder in (one, workshop / "cut")]
+        assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_data_file_that_went_away_is_said_and_costs_nothing(workshop):
