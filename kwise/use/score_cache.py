@@ -120,12 +120,9 @@ class ScoreCache:
             self.say(f"scores are not kept from here on: {self.folder} cannot be written ({error})")
 
     def _read(self, file: Path) -> dict[bytes, float]:
-        """The sound records of ``file``; half a record at its end, of a process that was killed, is cut off."""
+        """The sound records of ``file``; half a record at its end is passed over: a process was killed, or is writing it."""
         content = file.read_bytes()
         whole = len(content) - len(content) % RECORD
-        if whole < len(content):
-            os.truncate(file, whole)
-            self.say(f"{file} ended in half a record, which was cut off")
         found, damaged = {}, 0
         for start in range(0, whole, RECORD):
             body, check = content[start : start + BODY.size], content[start + BODY.size : start + RECORD]

@@ -209,7 +209,7 @@ def only_file(model):
     return file
 
 
-def test_half_a_record_at_the_end_is_cut_off_said_and_made_again(model, rankings, forwards):
+def test_half_a_record_at_the_end_is_passed_over_left_to_its_writer_and_made_again(model, rankings, forwards):
     plain = model.score_rankings(rankings)
     ScoreCache(model, silent).score_rankings(rankings)
     file, said = only_file(model), []
@@ -217,8 +217,8 @@ def test_half_a_record_at_the_end_is_cut_off_said_and_made_again(model, rankings
     os.truncate(file, size - 7)
     del forwards[:]
     cache = ScoreCache(model, said.append)
-    assert said == [f"{file} ended in half a record, which was cut off"]
-    assert file.stat().st_size == size - RECORD
+    assert said == []
+    assert file.stat().st_size == size - 7  # another process may be writing the rest
     assert cache.score_rankings(rankings)[0][0] == plain[0][0]
     assert len(forwards) == 1
     ScoreCache(model, silent)
@@ -249,7 +249,7 @@ def test_what_is_no_cache_at_all_is_not_believed(model, ranking, forwards):
     only_file(model).write_bytes(b"\x00\xff" * 100)
     said = []
     assert ScoreCache(model, said.append).score_rankings([ranking()]) == model.score_rankings([ranking()])
-    assert len(said) == 2 and "6 of 6 scores" in said[1]
+    assert len(said) == 1 and "6 of 6 scores" in said[0]
 
 
 def test_two_processes_at_once_lose_nothing(model, rankings, forwards):
@@ -286,13 +286,7 @@ def test_a_full_disk_costs_the_cache_and_no_score(model, rankings, forwards):
     assert len(said) == 1 and said[0].endswith("cannot be written (no space left)")
     after = ScoreCache(model, said.append)
     after.score_rankings(rankings)
-    assert after.found == 1 and said[1:] == [f"{only_first(model)} ended in half a record, which was cut off"]
-
-
-def only_first(model):
-    """The file with one record."""
-    files = (cache_folder() / FOLDER / model_hash(model)).iterdir()
-    return next(file for file in files if file.stat().st_size == RECORD)
+    assert after.found == 1 and said[1:] == []
 
 
 def test_scores_that_are_not_finite_are_returned_and_not_kept(model, ranking, monkeypatch):
