@@ -29,9 +29,7 @@ from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"
 TOKENS_PER_ROW = 8192  # larger rows score faster, since a prompt of many responses is repeated less
-TOGETHER_ON_CPU = (
-    512  # a CPU is busy with one conversation; beyond that, tensors that leave its cache only slow it down
-)
+TOGETHER_ON_CPU = 512  # one conversation keeps a CPU busy; more tokens at once leave its cache and slow it down
 WINDOW = 16  # rankings looked at together when rows are planned while scoring a stream
 
 
@@ -132,9 +130,8 @@ class RewardModel:
             )
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self._uncertainty: Uncertainty | None = None
-        self._unread: str | os.PathLike[str] | None = (
-            None  # the folder or hub id that may have one, until it is asked for
-        )
+        # the folder or hub id that may have one, until it is asked for
+        self._unread: str | os.PathLike[str] | None = None
         self.rule: Rule = RULES[settings.reward_at](tokenizer, settings.max_length, settings.truncation)
         self.encoder = self.rule.encoder
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from kwise.data.cache import content_hash
 
 SEAL = "kwise_seal.json"
 NAME = re.compile(r"checkpoint-(\d+)")  # transformers' name for the folder of a step
-PIECE = 2**24  # bytes hashed at a time
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -21,7 +20,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != SEAL):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "xxh3": content_hash(path)}
     write_whole(folder / SEAL, json.dumps(facts | {"files": files}, indent=1) + "\n")
 
 
@@ -39,7 +38,7 @@ def fault(folder: Path) -> str | None:
             return f"{name} is missing"
         if (size := path.stat().st_size) != expected["bytes"]:
             return f"{name} has {size} bytes, {expected['bytes']} were written"
-        if _hash(path) != expected["xxh3"]:
+        if content_hash(path) != expected["xxh3"]:
             return f"{name} does not hold what was written"
     return None
 
@@ -81,11 +80,3 @@ def write_whole(path: Path, text: str) -> None:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return str(digest.hexdigest())

@@ -14,7 +14,8 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from kwise.data.covariates import covariates, label
-from kwise.data.encoded import EncodedRankings, encode_files
+from kwise.data.encoded import EncodedRankings
+from kwise.data.encoding import encode_files
 from kwise.data.sources import read_rankings
 from kwise.data.unique import EncodedPool, encode_distinct
 from kwise.model import backbone
@@ -59,9 +60,8 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     if the output folder holds a finished model, ``DataError`` for bad data; nothing is trained then.
     """
     fits_head = recipe.method == "head" or recipe.fit_head_first
-    config = (
-        None if recipe.method == "head" else trainer_config(recipe)
-    )  # its mistakes come out before any work is done
+    # first, so that its mistakes come out before any work is done
+    config = None if recipe.method == "head" else trainer_config(recipe)
     processes = PartialState(cpu=NO_ACCELERATOR)  # what the config set up, where there is one
     # who waits while the main process fits the head or scores
     waiting = torch.distributed.new_group(timeout=PATIENCE, backend="gloo") if processes.num_processes > 1 else None

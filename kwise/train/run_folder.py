@@ -48,9 +48,8 @@ class RunFolder:
 
     def __init__(self, path: Path, console: Console, main: bool) -> None:
         self.path, self.console, self.main = path, console, main
-        self.again = (
-            False  # until training begins, a run that is gone on with does again what metrics.jsonl has already
-        )
+        # until training begins, a run that is gone on with does again what metrics.jsonl has already
+        self.again = False
 
     @property
     def checkpoints(self) -> Path:

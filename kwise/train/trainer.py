@@ -49,7 +49,7 @@ class KwiseTrainer(Trainer):
     """Trains a one-label sequence classifier on rankings of any K with packed, prefix-shared rows.
 
     ``model`` comes from ``kwise.model.backbone.from_causal_lm`` or ``AutoModelForSequenceClassification``; ``train_dataset`` and
-    ``eval_dataset`` are sequences of ``Ranking``, the former also what ``kwise.data.encoded.encode_files`` gives. With
+    ``eval_dataset`` are sequences of ``Ranking``, the former also what ``kwise.data.encoding.encode_files`` gives. With
     ``peft_config`` adapters are trained and the head ``score`` is always trained and saved. ``offsets[i][k]`` is added to the
     reward of response k of training ranking i, and to none that is scored: what covariates explain (``kwise.data.covariates``)
     the model need not. Everything else (optimisers, schedules, trackers, checkpoints) is ``transformers.Trainer``'s. ``cut``
@@ -171,7 +171,7 @@ class KwiseTrainer(Trainer):
             if facts["rankings"] != self._content:
                 raise ValueError(f"{resume_from_checkpoint} was trained on other rankings than those given now")
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
-        self.epoch_ended_at = self.asked_to_stop = 0
+        self.epoch_ended_at = self.saved_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
 
     def _restore_sums(self) -> None:
@@ -205,6 +205,8 @@ class KwiseTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         push, self.args.push_to_hub = self.args.push_to_hub, False
         try:
+            if self.args.should_save:  # of an earlier run in the same folder
+                (folder / SEAL).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -219,6 +221,7 @@ class KwiseTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit, self.args.push_to_hub = limit, push
+        self.saved_at = self.state.global_step
         if push:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
@@ -232,11 +235,8 @@ class KwiseTrainer(Trainer):
         ends = control.should_training_stop or step % per_epoch == 0
         if ends and self.epoch_ended_at != step:
             self.epoch_ended_at = step
-            due, control.should_evaluate, control.should_save = (
-                (control.should_evaluate, control.should_save),
-                False,
-                False,
-            )
+            due = control.should_evaluate, control.should_save
+            control.should_evaluate = control.should_save = False
             super()._maybe_log_save_evaluate(*inputs, **named)
             self.control.should_evaluate, self.control.should_save = due
         else:
@@ -246,7 +246,7 @@ class KwiseTrainer(Trainer):
 
     def _stop(self, number: int) -> None:
         folder = Path(self._get_output_dir(None), f"checkpoint-{self.state.global_step}")
-        if not (folder / SEAL).exists():
+        if self.saved_at != self.state.global_step:
             self._save_checkpoint(self.model, None)
         self.accelerator.wait_for_everyone()
         raise TrainingStopped(number, f"stopped after step {self.state.global_step}, which {folder} holds")
@@ -406,14 +406,12 @@ class KwiseTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """As transformers', and a guard: a gradient that is not finite must not reach the optimiser."""
         norm = super()._get_grad_norm(model, grad_norm)
-        scales = (
-            self.accelerator.scaler is not None
-        )  # fp16: infinite gradients belong to finding the scale, and are skipped
+        # fp16: infinite gradients belong to finding the scale, and are skipped
+        scales = self.accelerator.scaler is not None
         if norm is not None and not scales and not math.isfinite(norm):
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process can run a ranking by itself
-            blamed = (
-                self.inputs if sharded else [item for item in self.inputs if not self._gradient_is_finite(model, item)]
-            )
+            blamed = self.inputs
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # there no process can run a ranking by itself
+                blamed = [item for item in self.inputs if not self._gradient_is_finite(model, item)]
             raise FloatingPointError(self._not_finite("gradient", [*map(where, blamed)]))
         return norm
 
@@ -454,9 +452,7 @@ class KwiseTrainer(Trainer):
         mine = [items[i] for i in own]
         for _ in map_rows(self.decoder, mine, plan, self.args.tokens_per_row):
             pass
-        (number,) = self._lockstep(
-            len(rows)
-        )  # agreed before the first pass, as nothing else may be exchanged between passes
+        (number,) = self._lockstep(len(rows))  # before the first pass: nothing else may be exchanged between passes
         rewards = list(map_rows(self.decoder, mine, read, self.args.tokens_per_row))
         with torch.no_grad():
             for _ in range(number - len(rows)):

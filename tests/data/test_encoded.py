@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from kwise.data import encoded as module
+from kwise.data import encoding as module
 from kwise.data.encode import Encoder
-from kwise.data.encoded import EncodedRankings, Shapes, content, encode_files, prompt_hashes, shapes
+from kwise.data.encoded import EncodedRankings, Shapes, content, prompt_hashes, shapes
+from kwise.data.encoding import encode_files
 from kwise.data.packing import split
 from kwise.data.sources import read_rankings
 from kwise.data.tally import tally
@@ -183,12 +184,12 @@ def test_a_killed_encoding_leaves_no_process_and_nothing_that_is_read(tmp_path, 
     script = tmp_path / "encode.py"
     script.write_text(f"""
 from transformers import PreTrainedTokenizerFast
-from kwise.data import encoded
+from kwise.data import encoding
 from kwise.data.encode import Encoder
 if __name__ == "__main__":
-    encoded.ALONE, encoded.CHUNK, encoded._cores = 0, 3, lambda: 2
+    encoding.ALONE, encoding.CHUNK, encoding._cores = 0, 3, lambda: 2
     tokenizer = PreTrainedTokenizerFast.from_pretrained({str(tmp_path / "tokenizer")!r})
-    encoded.encode_files(Encoder(tokenizer, {MAX_LENGTH}), [{file!r}])
+    encoding.encode_files(Encoder(tokenizer, {MAX_LENGTH}), [{file!r}])
 """)
     process = subprocess.Popen([sys.executable, str(script)])
     tree = psutil.Process(process.pid)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from workshop import shard_on_cpus
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
 from kwise.data.encode import Encoder
-from kwise.data.encoded import encode_files
+from kwise.data.encoding import encode_files
 from kwise.losses import OBJECTIVES
+from kwise.train.checkpoints import fault
+from kwise.train.guards import TrainingStopped
 from kwise.train.sampler import StepSampler
 from kwise.train.step import random_state, random_state_of
 
@@ -374,6 +377,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_its_lin
         trainer.train()
     assert sorted(int(line) for line in re.findall(r"made\.jsonl, line (\d+)", str(caught.value))) == alike
     assert torch.equal(trainer.decoder.model.norm.weight, before)
+
+
+def test_a_stop_saves_also_where_an_earlier_run_left_a_checkpoint_of_that_step(tokenizer, tmp_path):
+    make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=1).train()
+    trainer = make_trainer(tokenizer, tmp_path, make_rankings(12, seed=1))
+    trainer.stop = SimpleNamespace(number=15)
+    with pytest.raises(TrainingStopped) as stopped:
+        trainer.train()
+    assert stopped.value.code == 143
+    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert torch.equal(saved["score.weight"], trainer.decoder.score.weight)
+    assert fault(tmp_path / "checkpoint-1") is None
+    with pytest.raises(ValueError, match="was trained on other rankings"):
+        make_trainer(tokenizer, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_shortened_rankings_are_counted(tokenizer, tmp_path):

@@ -49,8 +49,6 @@ def probes(tokenizer: PreTrainedTokenizerBase, context: int) -> list[Probe]:
 def _takes(tokenizer: PreTrainedTokenizerBase, probe: Probe) -> bool:
     try:
         tokenizer.apply_chat_template(probe.chat, tokenize=False)
-    except (
-        TemplateError
-    ):  # many templates know no system turn; one that takes none of the probes is found by the checks
+    except TemplateError:  # many know no system turn; one that takes none of the probes is found by the checks
         return False
     return True
