@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct (--layers of its 30) with a random head, saved once and lo
 go in, numbers come out: chat template and tokenizing count on both sides. Scores must agree to 1e-5, else there is no table.
 
     best of 16    one prompt of 250 tokens, 16 responses of 174 to 324 tokens in shuffled order
-    mixed         32 unrelated conversations of 100 to 600 tokens in shuffled order
+    mixed         32 unrelated conversations in shuffled order, as long as real ones (LENGTHS)
 
 Everything is run twice: in a process with glibc's memory allocator as it is by default, and in one that keeps freed memory,
 as kwise's command line does. "As each runs" is the pipeline by default against kwise with memory kept; the other two
@@ -35,6 +35,10 @@ from kwise.records import Message
 
 BATCHES = (1, 8, 32)
 KEPT, DEFAULT = "memory kept", "default"
+# Tokens of 400 conversations drawn from the held-out rankings of benchmarks/results (AlpacaEval and Arena-Hard prompts, answers
+# of many models), by SmolLM2's tokenizer: the 32 quantiles in the middles of equal parts
+LENGTHS = [81, 95, 122, 143, 162, 173, 187, 200, 217, 233, 245, 271, 285, 304, 324, 348]
+LENGTHS += [366, 380, 395, 413, 440, 459, 485, 527, 556, 573, 619, 671, 728, 801, 919, 1082]
 Conversation = tuple[list[Message], str]  # a prompt and one response
 
 
@@ -67,8 +71,7 @@ def best_of_16(write: Callable[[int], str]) -> list[Conversation]:
 
 
 def mixed(write: Callable[[int], str]) -> list[Conversation]:
-    lengths = [100 + round(500 * i / 31) for i in range(32)]
-    random.Random(2).shuffle(lengths)
+    lengths = random.Random(2).sample(LENGTHS, len(LENGTHS))
     return [([Message(role="user", content=write(length // 3))], write(length - length // 3)) for length in lengths]
 
 

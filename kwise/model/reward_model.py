@@ -23,6 +23,7 @@ from kwise.model.attention import hidden_states, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.calibrated import Calibration
 from kwise.model.reward_at import RULES, Rule
+from kwise.model.transformers4 import write_old_names
 from kwise.model.uncertainty import FILE as UNCERTAINTY_FILE
 from kwise.model.uncertainty import Uncertainty, win_probability
 from kwise.records import EncodedRanking, Message, Ranking, Row
@@ -181,6 +182,7 @@ class RewardModel:
         uncertainty where there is one."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        write_old_names(folder)
         self.settings.write(folder)
         if self.uncertainty is not None:
             self.uncertainty.save(folder)

@@ -27,6 +27,7 @@ from kwise.model.foreign import (
 )
 from kwise.model.reward_at import RULES
 from kwise.model.reward_model import Settings
+from kwise.model.transformers4 import write_old_names
 
 SHARD = "1GB"  # what is held in memory at once where a dtype changes
 CARD_LENGTH = 2048
@@ -103,6 +104,7 @@ def import_checkpoint(
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_old_names(folder)
         Settings(length, reward_at=reward_at, imported=facts).write(folder)
         folder.rename(target)
     return notes

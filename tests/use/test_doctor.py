@@ -38,7 +38,8 @@ def healthy(make_tokenizer, tmp_path):
     tokenizer = make_tokenizer(template=TEMPLATE)
     tokenizer.model_max_length = 256
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-    model = tiny_model(vocab_size=len(tokenizer), problem_type="regression", **ids)
+    rope = {"rope_type": "default", "rope_theta": 1e5}
+    model = tiny_model(vocab_size=len(tokenizer), problem_type="regression", rope_parameters=rope, **ids)
     RewardModel(model, tokenizer, Settings(max_length=256)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -72,9 +73,12 @@ def edit_text(name, old, new):
 
 def edit_tokenizer(change):
     def edit(folder):
+        before = json.loads((folder / TOKENIZER).read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         change(tokenizer)
         tokenizer.save_pretrained(folder)
+        old_names = {name: before[name] for name in ("tokenizer_class", "additional_special_tokens")}
+        edit_json(TOKENIZER, extra_special_tokens=None, **old_names)(folder)
 
     return edit
 
@@ -176,6 +180,12 @@ BROKEN = {  # how it is broken; the id that doctor must find; its level
     "model_max_length of 1e30": (edit_json(TOKENIZER, model_max_length=int(1e30)), "max_length", "warning"),
     "model_max_length short": (edit_json(TOKENIZER, model_max_length=100), "max_length", "warning"),
     "no kwise.json": (lambda folder: (folder / "kwise.json").unlink(), "no_settings", "warning"),
+    "a base that transformers 4 would not rotate by": (edit_json(CONFIG, rope_theta=None), "rope_names"),
+    "a tokenizer as transformers 5 writes it": (
+        edit_json(TOKENIZER, tokenizer_class="TokenizersBackend"),
+        "tokenizer_names",
+        "warning",
+    ),
     "a rule of its own": (edit_json("kwise.json", reward_at="elsewhere"), "reward_rule"),
     "no safetensors": (lambda folder: (folder / "model.safetensors").rename(folder / "a.bin"), "not_loadable"),
     "cut short": (

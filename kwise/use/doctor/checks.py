@@ -1,5 +1,6 @@
 """What may be wrong with a reward-model folder, each under an id of its own, in words, with its mend."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from kwise.model.backbone import HEAD, RECOMPUTED
 from kwise.model.reward_model import SETTINGS_FILE, Settings
+from kwise.model.transformers4 import CONFIG, TOKENIZER, old_config, old_tokenizer
 from kwise.use.doctor.probes import Probe
 
 HALF = {"F16": "float16", "BF16": "bfloat16"}
 ABSURD_LENGTH = 10**15  # what a tokenizer says that was never told its length (1e30), with room
 LM_HEADS = ("lm_head.", "embed_out.", "output.")
+OLD_ROPE = {"rope_theta": 10_000.0, "rope_type": "default"}  # what transformers 4 takes of nearly every decoder
 SHOWN = 3  # tensors named before "... and n more"
 
 
@@ -300,6 +303,23 @@ def _lengths(facts: Facts, _: list[Probe]) -> Iterator[Finding]:
         yield Finding("reward_rule", "measured", what, "score it with kwise", mendable=False, explains=traits)
 
 
+def _old_names(facts: Facts, _: list[Probe]) -> Iterator[Finding]:
+    config, tokenizer = (_json(facts.folder / name) for name in (CONFIG, TOKENIZER))
+    lacking = old_config(config).keys() - config.keys() - {"torch_dtype"}  # without that 4 takes float32
+    if lacking and config["rope_parameters"] != OLD_ROPE:
+        named = ", ".join(sorted(lacking))
+        what = f"config.json lacks {named}: transformers 4 takes its own, and scores otherwise without a word"
+        yield Finding("rope_names", "error", what, "write the names of transformers 4 and 5")
+    if old_tokenizer(tokenizer) != tokenizer:
+        what = f"transformers 4 does not know the tokenizer class '{tokenizer.get('tokenizer_class')}', or its special tokens"
+        yield Finding("tokenizer_names", "warning", what, "write the names of transformers 4, which 5 knows too")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
 CHECKS: tuple[Callable[[Facts, list[Probe]], Iterator[Finding]], ...] = (
     _head,
     _tensors,
@@ -308,4 +328,5 @@ CHECKS: tuple[Callable[[Facts, list[Probe]], Iterator[Finding]], ...] = (
     _activation,
     _template,
     _lengths,
+    _old_names,
 )

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from kwise.model import backbone
 from kwise.model.reward_model import SETTINGS_FILE, Settings
+from kwise.model.transformers4 import write_old_names
 from kwise.use.doctor import Diagnosis
 from kwise.use.doctor.checks import Facts, weight_files
 
@@ -88,6 +89,9 @@ def _mend(facts: Facts, ids: list[str], copy: Path) -> list[str]:
         file.unlink()
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
+    write_old_names(copy)
+    if {"rope_names", "tokenizer_names"} & set(ids):
+        done.append("what transformers 4 calls otherwise, written under its names too")
     return done
 
 
