@@ -48,6 +48,9 @@ def old_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     found = dict(config)
     if found.get("tokenizer_class") == "TokenizersBackend":
         found["tokenizer_class"] = "PreTrainedTokenizerFast"  # what 5 still calls it too
+        found.setdefault(
+            "model_input_names", ["input_ids", "attention_mask"]
+        )  # 4 adds token_type_ids, which decoders refuse
     if isinstance(found.get("extra_special_tokens"), list):
         found["additional_special_tokens"] = found.pop("extra_special_tokens")
     return found

@@ -35,11 +35,10 @@ MODELS = {
 READ = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-for folder in sys.argv[2:]:
-    tokenizer, model = (each.from_pretrained(folder) for each in (AutoTokenizer, AutoModelForSequenceClassification))
-    ids = tokenizer.apply_chat_template(json.loads(sys.argv[1]), return_tensors="pt")
-    with torch.no_grad():
-        print(model.eval()(ids).logits.item())
+tokenizer, model = (each.from_pretrained(sys.argv[2]) for each in (AutoTokenizer, AutoModelForSequenceClassification))
+ids = tokenizer.apply_chat_template(json.loads(sys.argv[1]), return_tensors="pt")
+with torch.no_grad():
+    print(model.eval()(ids).logits.item(), *tokenizer("text").keys())
 """
 
 
@@ -85,7 +84,8 @@ def test_a_tokenizer_of_another_class_keeps_it_and_further_special_tokens_get_th
     wanted = {"tokenizer_class": "LlamaTokenizer", "additional_special_tokens": ["<x>"], "pad_token": "<pad>"}
     assert old_tokenizer(given) == wanted
     named = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": {"image_token": "<x>"}}
-    assert old_tokenizer(named) == named | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    inputs = ["input_ids", "attention_mask"]
+    assert old_tokenizer(named) == named | {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
 
 
 @pytest.mark.slow
@@ -97,4 +97,6 @@ def test_transformers_4_gives_the_same_score(folder):
     found = subprocess.run(words, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     (own,) = RewardModel.from_pretrained(folder).score(CHAT[:1], [CHAT[1]["content"]])
-    assert float(found.stdout) == pytest.approx(own, abs=1e-5)
+    score, *inputs = found.stdout.split()
+    assert float(score) == pytest.approx(own, abs=1e-5)
+    assert inputs == ["input_ids", "attention_mask"]
