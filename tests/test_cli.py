@@ -9,39 +9,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
-from typer.testing import CliRunner
+from command import run
+from tiny_models import tiny_model
 
 from kwise import RewardModel
-from kwise.cli import app
 from kwise.model.reward_model import Settings
 
 METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "ndcg", "kendall_tau", "nll", "ece", "top1_ece"}
 METRICS |= {"longer_wins", "better_model_wins"}
 
 
-def run(*words):
-    """What a user types after ``kwise``: exit code, and output and errors as one line of text."""
-    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, " ".join(result.output.split())
-
-
 @pytest.fixture
 def model(tokenizer, tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    RewardModel(LlamaForSequenceClassification(config), tokenizer, Settings(128)).save_pretrained(tmp_path / "model")
+    RewardModel(tiny_model(vocab_size=len(tokenizer)), tokenizer, Settings(128)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 

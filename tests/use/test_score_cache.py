@@ -10,10 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command import run
 from tokenizers import AddedToken
-from typer.testing import CliRunner
 
-from kwise.cli import app
 from kwise.data.cache import cache_folder
 from kwise.model import backbone
 from kwise.model.attention import set_attention
@@ -299,14 +298,6 @@ def test_scores_that_are_not_finite_are_returned_and_not_kept(model, ranking, mo
     again = ScoreCache(model, silent)
     again.score_rankings([ranking("q", ["a", "b", "c"])])
     assert (again.found, again.asked) == (1, 3)
-
-
-def run(*words):
-    """What a user types after ``kwise``."""
-    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 @pytest.fixture

@@ -5,23 +5,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
+from command import run
 from planted import Scorer, make_rankings
-from transformers import LlamaConfig, LlamaForSequenceClassification
-from typer.testing import CliRunner
+from tiny_models import tiny_model
 
 from kwise import RewardModel
-from kwise.cli import app
 from kwise.model.reward_model import Settings
 from kwise.use.audit import Subject, accusations, audit, foreign_subjects, model_subject
 from kwise.use.evaluation import open_data
-
-
-def run(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 def rows(count=24, scored=True):
@@ -46,18 +37,7 @@ def write(path, lines):
 
 @pytest.fixture
 def model(tokenizer, tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    RewardModel(LlamaForSequenceClassification(config), tokenizer, Settings(2048)).save_pretrained(tmp_path / "model")
+    RewardModel(tiny_model(vocab_size=len(tokenizer)), tokenizer, Settings(2048)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
