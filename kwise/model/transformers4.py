@@ -15,11 +15,12 @@ PER_KIND = {"full_attention": "rope_theta", "sliding_attention": "rope_local_bas
 
 
 def write_old_names(folder: str | os.PathLike[str]) -> None:
-    """Add them to ``config.json`` and ``tokenizer_config.json`` of ``folder``, where those lack them."""
+    """Add them to ``config.json`` (a folder of adapters has none) and ``tokenizer_config.json``, where those lack them."""
     for name, old_names in ((CONFIG, old_config), (TOKENIZER, old_tokenizer)):
         path = Path(folder, name)
-        written = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(old_names(written), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if path.exists():
+            written = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(old_names(written), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def old_config(config: dict[str, Any]) -> dict[str, Any]:

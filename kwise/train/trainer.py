@@ -33,6 +33,7 @@ from kwise.model import backbone
 from kwise.model.attention import row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows
+from kwise.model.transformers4 import write_old_names
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
@@ -497,7 +498,9 @@ class KwiseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # transformers calls this in every process; the folder is the first one's to make
-            self.settings.write(output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            self.settings.write(folder)
+            write_old_names(folder)
 
 
 class AtTrainBegin(TrainerCallback):

@@ -3,7 +3,6 @@ import os
 import subprocess
 
 import pytest
-from conftest import build_tokenizer
 from tiny_models import tiny_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -43,8 +42,7 @@ with torch.no_grad():
 
 
 @pytest.fixture(params=MODELS)
-def folder(request, tmp_path):
-    tokenizer = build_tokenizer()
+def folder(request, tokenizer, tmp_path):
     family = request.param.split(",")[0]
     model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=128, **MODELS[request.param])
     RewardModel(model, tokenizer, Settings(max_length=128)).save_pretrained(tmp_path)

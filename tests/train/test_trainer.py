@@ -507,3 +507,12 @@ def test_rankings_encoded_before_train_to_the_same_weights(tokenizer, tmp_path, 
     assert all(torch.equal(weights[0][0][name], weights[1][0][name]) for name in weights[0][0])
     with pytest.raises(ValueError, match="encoded with another tokenizer"):
         make_trainer(tokenizer, tmp_path / "out", encoded, max_length=64)
+
+
+def test_what_the_trainer_saves_transformers_4_reads_too(tokenizer, tmp_path):
+    make_trainer(tokenizer, tmp_path).save_model(tmp_path / "model")
+    config, own = (
+        json.loads((tmp_path / "model" / f"{name}.json").read_text()) for name in ("config", "tokenizer_config")
+    )
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert own["tokenizer_class"] == "PreTrainedTokenizerFast"
