@@ -1,10 +1,13 @@
 """The head fit and its covariance at the widths of large models: seconds, and memory beside the features.
 
     python benchmarks/head.py --width 4096 --rankings 18300
+    python benchmarks/head.py --width 4096 --rankings 183000 --fit --folder /somewhere/with/25GB
 
-makes rankings of 7 random feature vectors (float32, in a file that is memory-mapped; a tenth of Nectar with the numbers
-above), and measures one pass with the Hessian (a Newton step is one pass), the solution of its linear system, and the
-covariance of each kind. The numbers are noise: neither cost depends on them.
+makes rankings of 7 random feature vectors (float32, in a file that is memory-mapped; a tenth of Nectar with the numbers of
+the first line, all of it with those of the second), ranked by a Plackett-Luce judge whose utility is a known head of
+length 1.5. The first measures one pass with the Hessian (a Newton step is one pass) and its linear system, and the covariance of
+each kind. The second fits the head at one ridge, as ``kwise fit`` does at each of some ten, and compares it with the known
+one: the squared error ought to be the trace of the inverse Fisher information.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,10 @@ import torch
 from kwise.losses import plackett_luce
 from kwise.objective.covariance import KINDS, head_covariance
 from kwise.objective.design import Design, Standardised, scaling
-from kwise.objective.head import minimise
+from kwise.objective.head import fit_head, minimise
 
 RESPONSES = 7
+RIDGE = 1e-5
 
 
 def main() -> None:
@@ -33,42 +38,57 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--rankings", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--fit", action="store_true", help="fit the head, at one ridge")
+    parser.add_argument("--folder", help="where the features are written; the system's temporary folder unless given")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        design = noise(Path(folder, "features.f32"), options.rankings, options.width)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        design, head = judged(Path(folder, "features.f32"), options.rankings, options.width)
         print(f"{options.rankings} rankings of {RESPONSES}, width {options.width}, {options.threads} threads, ", end="")
         print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
         print("| | seconds | peak memory, GB | in float64 matrices of width x width |")
         print("|---|---|---|---|")
+        if options.fit:
+            found = timed(f"fit, ridge {RIDGE}", options.width, lambda: fit_head({0: design}, plackett_luce, [RIDGE]))
+            error = float(np.square(found.weight - head).sum())
+            print(f"\nlargest gradient {found.gradient:.1e}; squared error {error:.5f}, ", end="", flush=True)
+            root = covariance(design, found.weight, "fisher")
+            print(f"expected {np.square(root).sum():.5f}")
+            return
         by = timed("means and deviations", options.width, lambda: scaling(design))
         data = Standardised(design, by)
         start = torch.zeros(design.width, dtype=torch.float64)
         step = timed(
             "one pass with the Hessian, and its system",
             options.width,
-            lambda: minimise(data, plackett_luce, 0.1, start, 1e9),
+            lambda: minimise(data, plackett_luce, RIDGE, start, 1e9),
         )
         weight = step[0].numpy() / by.scale
         for kind in KINDS:
-
-            def covariance(kind: str = kind) -> np.ndarray:
-                return head_covariance(design, plackett_luce, weight, np.zeros(0), 0.1, kind)
-
-            timed(f"covariance, {kind}", options.width, covariance)
+            timed(f"covariance, {kind}", options.width, partial(covariance, design, weight, kind))
 
 
-def noise(path: Path, rankings: int, width: int) -> Design:
-    """Random features in a file, written in parts."""
+def covariance(design: Design, weight: np.ndarray, kind: str) -> np.ndarray:
+    """[d, d] root of the fitted head's covariance."""
+    return head_covariance(design, plackett_luce, weight, np.zeros(0), RIDGE, kind)
+
+
+def judged(path: Path, rankings: int, width: int) -> tuple[Design, np.ndarray]:
+    """Random features in a file, written in parts, their ranks, and the head [d] that the judge goes by."""
     rng = np.random.default_rng(0)
+    head = rng.standard_normal(width)
+    head *= 1.5 / np.linalg.norm(head)
+    ranks: list[list[int]] = []
     with path.open("wb") as file:
         for start in range(0, rankings, 1000):
-            part = min(1000, rankings - start) * RESPONSES
-            file.write(rng.standard_normal((part, width), dtype=np.float32).tobytes())
+            part = rng.standard_normal((min(1000, rankings - start) * RESPONSES, width), dtype=np.float32)
+            file.write(part.tobytes())
+            # the order of utilities with Gumbel noise is Plackett-Luce's (Yellott 1977)
+            utility = (part @ head + rng.gumbel(size=len(part))).reshape(-1, RESPONSES)
+            ranks += (1 + (-utility).argsort(1).argsort(1)).tolist()
     features = np.memmap(path, dtype=np.float32, mode="r", shape=(rankings * RESPONSES, width))
     places = [list(range(RESPONSES * i, RESPONSES * (i + 1))) for i in range(rankings)]
-    ranks = [(1 + rng.permutation(RESPONSES)).tolist() for _ in range(rankings)]
-    return Design(features, places, ranks, [str(i) for i in range(rankings)])
+    return Design(features, places, ranks, [str(i) for i in range(rankings)]), head
 
 
 def timed(name: str, width: int, work: Callable[[], Any]) -> Any:
