@@ -12,7 +12,6 @@
 A backend is an entry of ``BACKENDS``. It registers with transformers' ``AttentionInterface``; no model file is touched.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -24,8 +23,6 @@ from kwise.model.attention import blockwise, cascade, flex, varlen
 from kwise.model.attention.demands import Demands, demands
 from kwise.model.attention.rule import dense_mask, spans
 from kwise.records import Row
-
-logger = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
@@ -66,7 +63,7 @@ def _no_varlen(model: PreTrainedModel, asked: Demands) -> str | None:
         return f"attention heads have {asked.head_size} dimensions, the kernel takes multiples of 8 up to 256"
     if torch.cuda.get_device_capability(model.device) < (8, 0):
         return "its kernel needs a card of compute capability 8.0 (Ampere) or later"
-    return asked.foreign or asked.uneven_heads
+    return asked.foreign or asked.uneven_heads or varlen.fault(model.device)
 
 
 def _no_flex(model: PreTrainedModel, asked: Demands) -> str | None:
@@ -102,8 +99,6 @@ def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
     asked = demands(model)
     reasons = {each: BACKENDS[each].unsupported(model, asked) for each in ORDER}
     if name == "auto":
-        if model.device.type == "cpu" and cascade.fault():
-            logger.warning("attention 'cascade' is not used: %s", cascade.fault())
         name = next(each for each in ORDER if reasons[each] is None)
     elif reasons[name]:
         raise ValueError(f"attention '{name}' does not support {type(model).__name__}: {reasons[name]}; use 'auto'")

@@ -8,6 +8,7 @@ arXiv 2310.01889), so nothing is computed twice, no keys are copied and no mask 
 The kernels are private operators of torch: ``fault`` compares them with plain attention before they are relied on.
 """
 
+import logging
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from kwise.model.attention import blockwise
 from kwise.model.attention.rule import Spans
 
+logger = logging.getLogger(__name__)
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 At = tuple[slice, slice, slice]
@@ -131,10 +133,14 @@ def _tokens(first: int, end: int) -> At:
 
 @cache
 def fault() -> str | None:
-    """What is wrong with this torch's private kernels, or None: values and gradients against plain attention, once."""
+    """What is wrong with this torch's private kernels, or None: values and gradients against plain attention, once. A fault is
+    logged as a warning."""
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
-        return _fault(generator)
+        found = _fault(generator)
+    if found:
+        logger.warning("attention 'cascade' is not used: %s", found)
+    return found
 
 
 def _fault(generator: torch.Generator) -> str | None:

@@ -2,9 +2,13 @@
 
 Where keys outnumber queries the kernel aligns the causal mask at the bottom right, so a response's queries over [prefix, own]
 need no mask, and a sliding window is the kernel's own. Gradients of the shared prefix add up in the gather's backward.
+
+Which kernel torch runs, and so whether it does that, is the device's business: ``fault`` tries it before it is relied on.
 """
 
 import inspect
+import logging
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +26,7 @@ try:
 except ImportError:  # an older torch: set_attention says so
     pass
 
-
+logger = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)  # what the kernel takes
 DEVICES = ("cuda",)
 
@@ -83,3 +87,36 @@ def attention(
         num_splits=1,
     )
     return out.unsqueeze(0), None
+
+
+@cache
+def fault(device: torch.device) -> str | None:
+    """What is wrong with the kernel on ``device``, or None: values and gradients against block-wise attention, once, with
+    a sliding window and without. A fault is logged as a warning."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        found = _fault(device, None) or _fault(device, 40)
+    if found:
+        logger.warning("attention 'varlen' is not used: %s", found)
+    return found
+
+
+def _fault(device: torch.device, window: int | None) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    row = [[(0, 70), (70, 100), (100, 230)], [(230, 231), (231, 260), (260, 300)], [(300, 340)]]
+    shapes = [(1, heads, 340, 64) for heads in (4, 2, 2, 4)]
+    *inputs, weight = (torch.randn(shape, generator=generator).to(device, HALF[0]) for shape in shapes)
+    results = []
+    for run in (attention, blockwise.attention):
+        q, k, v = (each.clone().requires_grad_() for each in inputs)
+        options: dict[str, Any] = {"row_spans": row, "sliding_window": window}
+        try:
+            if run is attention:
+                options["row_ragged"] = ragged(row, device)
+            out, _ = run(torch.nn.Module(), q, k, v, None, **options)
+            grads = torch.autograd.grad((out * weight.transpose(1, 2)).sum(), (q, k, v))
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as refusal:  # how kernels refuse
+            return f"torch {torch.__version__} refuses its ragged kernel on {device}: {refusal}"
+        results.append([each.detach().float() for each in (out, *grads)])
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True))
+    # half precision rounds to 0.4 %, a key too many or too few is 10 % and more
+    return None if worst < 0.05 else f"torch {torch.__version__}'s ragged kernel on {device} is off by {worst:.1e}"

@@ -349,7 +349,7 @@ def test_every_backend_says_why_it_does_not_run_here():
             set_attention(model, name)
 
 
-def ragged_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa, num_splits):
+def ragged_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa, num_splits, bottom=True):
     """What torch documents of varlen_attn, in plain arithmetic: each sequence alone, aligned at the bottom right."""
     assert num_splits == 1 and window_size[1] == 0 and enable_gqa == (q.shape[1] != k.shape[1])
     out = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype)
@@ -358,7 +358,8 @@ def ragged_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_siz
         for head in range(q.shape[1]):
             kv = head // (q.shape[1] // k.shape[1])
             logits = q[a:b, head] @ k[c:d, kv].T * (scale or q.shape[2] ** -0.5)
-            behind = (torch.arange(b - a) + (d - c) - (b - a))[:, None] - torch.arange(d - c)[None, :]
+            first = (d - c) - (b - a) if bottom else 0
+            behind = (torch.arange(b - a) + first)[:, None] - torch.arange(d - c)[None, :]
             seen = behind >= 0
             if window_size[0] >= 0:
                 seen &= behind <= window_size[0]
@@ -383,6 +384,43 @@ def test_the_ragged_call_is_exact_if_the_kernel_does_what_torch_says(family, mon
         got = gradients(model, loss_of(found, rankings))
     assert (found - expected).abs().max() < 1e-12
     assert max((wanted[name] - got[name]).abs().max() for name in wanted) < 1e-10
+
+
+def spoiled(change):
+    """``ragged_attention`` with other inputs than it is given."""
+
+    def run(q, k, v, ends_q, ends_k, max_q, max_k, **options):
+        options |= change(options) if callable(change) else change
+        shift = options.pop("shift", 0)
+        return ragged_attention(q, k, v.roll(shift, 0), ends_q, ends_k, max_q, max_k, **options)
+
+    return run
+
+
+def refusing(*inputs, **options):
+    raise RuntimeError("num_splits is not supported with the cuDNN backend.")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (ragged_attention, None),
+        (spoiled({"shift": 1}), "is off by"),
+        (spoiled({"bottom": False}), "is off by"),
+        (spoiled(lambda given: {"window_size": (max(given["window_size"][0] - 20, -1), 0)}), "is off by"),
+        (spoiled({"scale": 0.1}), "is off by"),
+        (refusing, "refuses its ragged kernel on cpu: num_splits is not supported"),
+    ],
+)
+def test_a_ragged_kernel_that_does_not_do_what_torch_says_is_found_out(kernel, message, monkeypatch, caplog):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen, "DEVICES", ("cpu",))
+    varlen.fault.cache_clear()
+    found = varlen.fault(torch.device("cpu"))
+    varlen.fault.cache_clear()
+    assert (found is None) == (message is None)
+    assert message is None or message in found
+    assert (message or "") in caplog.text
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral with a window", "gemma2", "qwen3"])
