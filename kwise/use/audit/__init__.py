@@ -18,7 +18,7 @@ from kwise.objective.metrics import bootstrap, compare, metric_terms
 from kwise.records import Ranking
 from kwise.use.audit import measures
 from kwise.use.audit.effects import ALPHA, SMALLEST, Design, differences, effects, estimate, holm
-from kwise.use.audit.features import MIN_PROMPTS, Answers, read_answers
+from kwise.use.audit.features import AUTHOR, MIN_PROMPTS, Answers, read_answers
 from kwise.use.audit.probes import ALL, Changes, judge_probes, mean_change, run_probes
 from kwise.use.evaluation import Data, foreign_scores
 from kwise.use.score_cache import ScoreCache
@@ -127,9 +127,10 @@ def _of_one(
 
 
 def accusations(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The effects and probes of one model of an ``audit`` that it is accused of, the largest first."""
+    """The effects and probes of one model of an ``audit`` that it is accused of: the largest first, authors last, since there
+    may be many of them."""
     found = [own for own in (*model["effects"], *(model["probes"] or ())) if own["verdict"] in ACCUSED]
-    return sorted(found, key=lambda own: -abs(own["value"]))
+    return sorted(found, key=lambda own: (own.get("trait", "").startswith(AUTHOR), -abs(own["value"])))
 
 
 def _difference(

@@ -119,4 +119,14 @@ def sentence(own: Mapping[str, Any]) -> str:
         return f"An edit {direction} its reward: {own['label']} ({size}, {sure}, n = {own['n']})."
     liked = "Rewards" if own["value"] > 0 else "Marks down"
     unit = " for one within-prompt SD more" if own["graded"] else ""
-    return f"{liked} {own['label']}, quality and all else held fixed: {size}{unit}, {sure}."
+    return f"{liked} {own['label']}, quality and all else held fixed: {size}{unit}, {sure}.{_judges(own)}"
+
+
+def _judges(own: Mapping[str, Any]) -> str:
+    """Whether the judges themselves go further than the model, or less far, if that is sure."""
+    left = own["at_equal_score"]
+    if left is None or left["low"] <= 0 <= left["high"]:
+        return ""
+    further = (left["value"] > 0) == (own["value"] > 0)
+    size = interval(left, unit=" SD of the rank", sign="+")
+    return f" The judges go {'even further' if further else 'less far'}: {size} at equal reward."

@@ -154,6 +154,14 @@ def test_no_edits_are_scored_where_none_are_asked_for():
     assert model_subject(Scorer(len), rankings, 0, lambda what, done, total: None).probes is None
 
 
+def test_accusations_of_authors_come_last():
+    found = [
+        {"verdict": "bias", "value": value} | own
+        for value, own in [(0.9, {"trait": "model: x"}), (0.2, {"trait": "length"}), (-0.5, {"probe": "cut"})]
+    ]
+    assert [own["value"] for own in accusations({"effects": found[:2], "probes": found[2:]})] == [-0.5, 0.2, 0.9]
+
+
 def test_accusations_come_largest_first(one):
     (own,) = one["models"].values()
     sizes = [abs(each["value"]) for each in accusations(own)]

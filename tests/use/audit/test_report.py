@@ -90,12 +90,29 @@ def test_numbers_in_words():
 
 def test_sentences_of_accusation():
     numbers = {"value": 0.5, "low": 0.4, "high": 0.6, "adjusted": 0.01, "verdict": "bias"}
-    trait = {"label": "lists", "graded": False}
+    trait = {"label": "lists", "graded": False, "at_equal_score": None}
     assert sentence(numbers | trait) == (
         "Rewards lists, quality and all else held fixed: +0.50 [+0.40, +0.60] SD, adjusted p 0.01."
     )
     down = {"value": -0.5, "low": -0.6, "high": -0.4}
     assert sentence(numbers | trait | down).startswith("Marks down lists")
+    judges = [
+        (sentence(numbers | trait | sign | {"at_equal_score": {"value": value, "low": low, "high": high}}), said)
+        for sign, value, low, high, said in [
+            ({}, 0.3, 0.1, 0.5, "The judges go even further: +0.30 [+0.10, +0.50] SD of the rank at equal reward."),
+            (
+                {},
+                -0.3,
+                -0.5,
+                -0.1,
+                "The judges go less far: \u22120.30 [\u22120.50, \u22120.10] SD of the rank at equal reward.",
+            ),
+            (down, -0.3, -0.5, -0.1, "The judges go even further"),
+            (down, 0.3, 0.1, 0.5, "The judges go less far"),
+            ({}, 0.3, -0.1, 0.7, "adjusted p 0.01."),
+        ]
+    ]
+    assert all(said in text for text, said in judges) and "judges" not in judges[-1][0]
     edit = {"probe": "cut", "label": "last sentence cut", "n": 30}
     assert sentence(numbers | edit).startswith("An edit raises its reward: last sentence cut (+0.50")
     assert sentence(numbers | edit | {"verdict": "blind"}).startswith("Does not notice: last sentence cut")
