@@ -21,6 +21,7 @@ from accelerate import PartialState
 from rich.console import Console
 from scipy.optimize import nnls
 from torch.utils.data import DataLoader
+from transformers import PrinterCallback
 
 from kwise.data.packing import split
 from kwise.data.tally import Tally, seen_pairs, tally
@@ -199,6 +200,7 @@ def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Re
     trainer.measured, trainer.between = [], []
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * steps_per_epoch))
     args.max_steps = len(trainer.steps)
+    trainer.remove_callback(PrinterCallback)  # a rehearsal's loss and speed mean nothing
     trainer.train()
 
     measured = _best(trainer.measured)

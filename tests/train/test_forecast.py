@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_said():
 def test_the_command_prints_tokens_rows_memory_and_time(recipe_file):
     result = CliRunner().invoke(app, ["train", str(recipe_file), "--dry-run"])
     assert result.exit_code == 0, result.output
+    assert "train_runtime" not in result.output
     for word in ("tokens in", "rows", "GiB", "of training"):
         assert word in result.output
     wrong = CliRunner().invoke(app, ["train", str(recipe_file), "--dry-run", "data.train=['nowhere.jsonl']"])
