@@ -198,7 +198,8 @@ def _naming(source: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be loaded: {error}") from error
+        what = "cannot be" if Path(source).is_dir() else "is no folder here, and as a model of the hub cannot be"
+        raise ValueError(f"{source} {what} loaded: {error}") from error
 
 
 def _cut(config: Any, layers: int) -> None:

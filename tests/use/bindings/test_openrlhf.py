@@ -100,5 +100,5 @@ def test_mistakes_are_raised_and_logged_since_openrlhf_goes_on_without_a_reward(
 
 
 def test_a_folder_that_is_none_is_an_error_when_openrlhf_loads_the_file(tmp_path):
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="is no folder here"):
         make_reward_func(tmp_path / "nowhere")

@@ -89,7 +89,7 @@ def test_what_the_model_lacks_is_said_before_training_starts(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             Scorer(str(tmp_path / "plain"), **options)
-    with pytest.raises(ValueError, match="nowhere cannot be loaded"):
+    with pytest.raises(ValueError, match="nowhere is no folder here, and as a model of the hub cannot be loaded"):
         Scorer(str(tmp_path / "nowhere"))
 
 
