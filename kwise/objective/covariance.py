@@ -55,6 +55,7 @@ def head_covariance(
         information = penalised_hessian(_pair_covariance(data), ridge, data)
     else:
         found = sweep(data, objective, w, stride=1)
+        assert found.hessian is not None
         information = found.rankings * penalised_hessian(found.hessian, ridge, data)
     # root of its inverse: for information = L L', (L^-1)' is one
     lower = torch.linalg.cholesky(information)

@@ -45,9 +45,9 @@ class Design:
             groups=[self.groups[i] for i in rankings],
         )
 
-    def chunks(self) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """([r, d + c] float64 rows of whole rankings, which rankings), as many at a time as ``CHUNK`` allows, the shortest of
-        them first."""
+    def chunks(self) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """([r, d + c] rows of whole rankings, copied, which rankings), as many at a time as ``CHUNK`` allows, the shortest of
+        them first. The rows have the features' dtype, with covariates float64."""
         own: list[int] = []
         rows = 0
         for i, places in enumerate(self.places):
@@ -59,11 +59,11 @@ class Design:
         if own:
             yield self._read(own)
 
-    def _read(self, rankings: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    def _read(self, rankings: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
         own = sorted(rankings, key=lambda i: len(self.places[i]))
         at = [place for i in own for place in self.places[i]]
-        x = np.asarray(self.features[at], dtype=np.float64)
-        return np.concatenate([x, self.covariates[at]], 1) if self.covariates.shape[1] else x, own
+        x = torch.from_numpy(self.features[at])
+        return torch.cat([x.double(), torch.from_numpy(self.covariates[at])], 1) if self.covariates.shape[1] else x, own
 
 
 class Scaling(NamedTuple):
@@ -89,7 +89,8 @@ def scaling(design: Design) -> Scaling:
     count = 0
     mean, square = np.zeros(design.width), np.zeros(design.width)
     low, high = np.full(design.width, np.inf), np.full(design.width, -np.inf)
-    for x, _ in design.chunks():
+    for chunk, _ in design.chunks():
+        x = chunk.double().numpy()
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise ValueError(
@@ -135,8 +136,10 @@ class Standardised:
         return iter(self._kept) if self._kept is not None else self._read()
 
     def _read(self) -> Iterator[Chunk]:
+        mean, scale = (torch.from_numpy(each).to(self.device) for each in (self.by.mean, self.by.scale))
         for x, own in self.design.chunks():
-            z = torch.from_numpy((x - self.by.mean) / self.by.scale).to(self.device)
+            # in place, on all threads: what large features cost is memory traffic
+            z = x.to(self.device).double().sub_(mean).div_(scale)
             sizes = torch.tensor([len(self.design.places[i]) for i in own], device=self.device)
             ranks = [rank for i in own for rank in self.design.ranks[i]]
             lists = torch.repeat_interleave(torch.tensor(own, device=self.device), sizes)

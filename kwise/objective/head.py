@@ -16,6 +16,7 @@ STRONGER = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5)  # and so it does from the f
 HELD_OUT = 0.2  # share of prompts set aside to choose the ridge
 PATIENCE = 2  # the path ends after so many ridges in a row that are no better than the best one
 HESSIAN_RESPONSES = 2**17  # so many responses say enough about the curvature at any width in use
+CLOSE = 1e-2  # nats: a step of less gain changes the curvature by less than what a part of the responses leaves open
 COVARIATE_RIDGE = 1e-3  # covariates shall take all they can, but one that separates the answers must stay finite
 ROUNDING = 1e-12  # relative error of a summed loss: near the optimum a step gains less than that
 
@@ -44,12 +45,12 @@ class HeadFit:
 
 
 class Sweep(NamedTuple):
-    """``loss`` per ranking of ``rankings``, its gradient [p] and Hessian [p, p], all float64."""
+    """``loss`` per ranking of ``rankings``, its gradient [p] and, if asked for, Hessian [p, p], all float64."""
 
     loss: float
     rankings: int
     gradient: torch.Tensor
-    hessian: torch.Tensor
+    hessian: torch.Tensor | None
 
 
 def fit_head(
@@ -67,9 +68,9 @@ def fit_head(
     (``WEAKER``, ``STRONGER``) until the loss turns. Newton's method in float64 finds each optimum, and standardisation is
     folded back into ``weight``, which is kept orthogonal to ``Scaling.level``. Covariates are all but unpenalised.
 
-    Cost of a step: one pass over the features, 2 p^2 operations a response (of ``HESSIAN_RESPONSES`` at most) and p^3 / 3,
-    with p = d + c; memory 8 p^2 bytes a matrix, and the features only if they are small (``IN_MEMORY``). Raises
-    ``ValueError`` for fewer than two prompts.
+    Cost of a step: one pass over the features and, with the Hessian, 2 p^2 operations a response (of ``HESSIAN_RESPONSES`` at
+    most) and p^3 / 3, with p = d + c; memory 8 p^2 bytes a matrix, and the features only if they are small
+    (``IN_MEMORY``). Raises ``ValueError`` for fewer than two prompts.
     """
     first = next(iter(designs.values()))
     names = sorted(set(first.groups))
@@ -93,7 +94,7 @@ def fit_head(
     chosen = min(starts, key=_held_out)  # of equals the one tried first
     design, by = designs[chosen.layer], scalings[chosen.layer]
     everything = Standardised(design, by, device)
-    w, found = minimise(everything, objective, chosen.ridge, starts[chosen], tolerance=1e-20)
+    w, found = minimise(everything, objective, chosen.ridge, starts[chosen], tolerance=1e-16)
     gradient = _penalised(found, chosen.ridge, w, everything)[0].abs().max().item()
     raw = w.cpu().numpy() / by.scale
     split = design.num_features
@@ -137,26 +138,51 @@ def minimise(
 ) -> tuple[torch.Tensor, Sweep]:
     """Newton's method from ``start`` until it expects to gain less than ``tolerance`` nats a ranking, or can gain no more.
 
-    Gives [p] weights of the standardised columns and the last sweep, which is at those weights.
+    The Hessian of more than ``HESSIAN_RESPONSES`` responses is that of a part of them. Once steps are ``CLOSE`` it stays as it
+    is, and L-BFGS corrects it by the gradients of all, which are cheap beside it. Gives [p] weights of the standardised
+    columns and the last sweep, which is at those weights.
     """
-    w, found = start, sweep(data, objective, start)
+    stride = max(1, data.num_responses // HESSIAN_RESPONSES)
+    w, found = start, sweep(data, objective, start, stride)
+    gradient, value = _penalised(found, ridge, w, data)
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # steps taken and how the gradient changed
     for _ in range(100):
-        gradient, value = _penalised(found, ridge, w, data)
-        step = -_solve(found.hessian, ridge, gradient, data)
+        if found.hessian is not None:
+            factor, pairs = _factor(found.hessian, ridge, data), []
+        step = -_direction(factor, pairs, gradient)
         expected = -(gradient @ step).item()
         if expected / 2 <= tolerance:
             break
+        curved = stride if stride == 1 or expected > CLOSE else 0
         size = 1.0
         while size > 1e-6:
             moved = w + size * step
-            there = sweep(data, objective, moved)  # the whole of it: a full step is nearly always taken
-            if _penalised(there, ridge, moved, data)[1] <= value - 1e-4 * size * expected + ROUNDING * abs(value):
+            there = sweep(data, objective, moved, curved)  # the whole of it: a full step is nearly always taken
+            slope, height = _penalised(there, ridge, moved, data)
+            if height <= value - 1e-4 * size * expected + ROUNDING * abs(value):
                 break
             size /= 2
         else:
             break
-        w, found = moved, there
+        if (moved - w) @ (slope - gradient) > 0:  # as in every convex objective, but for rounding
+            pairs.append((moved - w, slope - gradient))
+        w, found, gradient, value = moved, there, slope, height
     return w, found
+
+
+def _direction(
+    factor: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], gradient: torch.Tensor
+) -> torch.Tensor:
+    """The inverse of the matrix with Cholesky ``factor``, corrected by ``pairs``, times ``gradient`` [p]: the two loops of L-BFGS
+    (Nocedal, Mathematics of Computation 1980)."""
+    left, shares = gradient.clone(), []
+    for step, change in reversed(pairs):
+        shares.append((step @ left) / (step @ change))
+        left -= shares[-1] * change
+    direction = torch.cholesky_solve(left[:, None], factor)[:, 0]
+    for (step, change), share in zip(pairs, reversed(shares), strict=True):
+        direction += (share - (change @ direction) / (step @ change)) * step
+    return direction
 
 
 @torch.no_grad()
@@ -166,28 +192,25 @@ def mean_loss(data: Standardised, objective: Objective, w: torch.Tensor) -> floa
     return sum(value.item() for value, _ in parts) / sum(count for _, count in parts)
 
 
-def sweep(data: Standardised, objective: Objective, w: torch.Tensor, stride: int | None = None) -> Sweep:
-    """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w.
-
-    The Hessian, which is nearly all of the cost, is of every ``stride``-th chunk: by default of as many as hold
-    ``HESSIAN_RESPONSES``. A Newton step needs no more, and where it leads is the gradient's business.
-    """
-    stride = stride or max(1, data.num_responses // HESSIAN_RESPONSES)
+def sweep(data: Standardised, objective: Objective, w: torch.Tensor, stride: int) -> Sweep:
+    """One pass over ``data``: the objective per ranking at rewards z @ w with its derivatives in w, the Hessian of every
+    ``stride``-th chunk (0: none), which is most of the cost."""
     loss, rankings, curved_rankings = 0.0, 0, 0
-    gradient, hessian = torch.zeros_like(w), torch.zeros(len(w), len(w), dtype=w.dtype, device=w.device)
+    gradient = torch.zeros_like(w)
+    hessian = torch.zeros(len(w), len(w), dtype=w.dtype, device=w.device) if stride else None
     for number, chunk in enumerate(data):
         rewards = (chunk.z @ w).requires_grad_()
         value, count = objective(rewards, chunk.ranks, chunk.lists)
-        curves = number % stride == 0
+        curves = hessian is not None and number % stride == 0
         (slope,) = torch.autograd.grad(value, rewards, create_graph=curves)
         # the slope of rankings that are all tied is a constant 0, without a graph
         for places, curve in curvature(slope, rewards, chunk) if curves and slope.requires_grad else ():
             rows = chunk.z[places]
             curved = curve @ rows.view(*curve.shape[:2], -1)
-            hessian.addmm_(rows.T, curved.view(len(rows), -1))
+            hessian.addmm_(rows.T, curved.view(len(rows), -1))  # type: ignore[union-attr]  # as ``curves`` says
         gradient += chunk.z.T @ slope.detach()
         loss, rankings, curved_rankings = loss + value.item(), rankings + count, curved_rankings + count * curves
-    return Sweep(loss / rankings, rankings, gradient / rankings, hessian / curved_rankings)
+    return Sweep(loss / rankings, rankings, gradient / rankings, None if hessian is None else hessian / curved_rankings)
 
 
 def curvature(slope: torch.Tensor, rewards: torch.Tensor, chunk: Chunk) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -240,15 +263,17 @@ def _penalised(found: Sweep, ridge: float, w: torch.Tensor, data: Standardised) 
     return gradient, found.loss + _ridge_term(w, ridge, data)
 
 
-def _solve(hessian: torch.Tensor, ridge: float, gradient: torch.Tensor, data: Standardised) -> torch.Tensor:
-    """Newton's direction, damped where rounding, or an objective that is not convex, leaves the matrix not positive."""
+def _factor(hessian: torch.Tensor, ridge: float, data: Standardised) -> torch.Tensor:
+    """[p, p] Cholesky factor of the penalised Hessian, damped where rounding, or an objective that is not convex, leaves it not
+    positive."""
     matrix = penalised_hessian(hessian, ridge, data)
+    factor: torch.Tensor
     damping = 0.0
     for _ in range(30):
         factor, failed = torch.linalg.cholesky_ex(
             matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         )
         if not failed:
-            return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+            return factor
         damping = max(10 * damping, 1e-6 * matrix.diagonal().abs().max().item())
     raise FloatingPointError("the objective's curvature is NaN or infinite: the head cannot be fitted")

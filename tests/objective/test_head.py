@@ -396,9 +396,50 @@ def test_curvature_of_a_part_of_the_rankings_leads_to_the_same_optimum(monkeypat
     assert part.weight == pytest.approx(whole.weight, rel=1e-8)
     data = Standardised(design(features, ranks, groups), scaling(design(features, ranks, groups)))
     at = torch.zeros(3, dtype=torch.float64)
-    some, every = (head.sweep(data, plackett_luce, at, stride) for stride in (None, 1))
-    assert (some.hessian != every.hessian).any()
-    assert torch.equal(some.gradient, every.gradient)
+    some, every, none = (head.sweep(data, plackett_luce, at, stride) for stride in (4, 1, 0))
+    assert (some.hessian != every.hessian).any() and none.hessian is None
+    assert torch.equal(some.gradient, every.gradient) and torch.equal(none.gradient, every.gradient)
+
+
+def test_near_the_optimum_the_curvature_of_a_part_is_corrected_and_not_taken_again(monkeypatch):
+    features, ranks, groups, _ = simulate(8, lists=400, k=4, d=12)
+    monkeypatch.setattr(design_module, "CHUNK", 12 * 100)
+    monkeypatch.setattr(head, "HESSIAN_RESPONSES", 200)  # of 1,600: it is far off
+    plain = head.sweep
+    strides = []
+
+    def counted(data, objective, w, stride):
+        strides.append(stride)
+        return plain(data, objective, w, stride)
+
+    data = Standardised(design(features, ranks, groups), scaling(design(features, ranks, groups)))
+    start = torch.zeros(12, dtype=torch.float64)
+    monkeypatch.setattr(head, "sweep", counted)
+    w, found = head.minimise(data, plackett_luce, 0.01, start, 1e-16)
+    corrected = strides.copy()
+    assert 0 < corrected.count(8) < 4 and corrected.count(0) == len(corrected) - corrected.count(8)
+    strides.clear()
+    monkeypatch.setattr(head, "_direction", lambda factor, pairs, g: torch.cholesky_solve(g[:, None], factor)[:, 0])
+    assert head.minimise(data, plackett_luce, 0.01, start, 1e-16)[0] == pytest.approx(w, abs=1e-6)
+    assert len(strides) > 1.5 * len(corrected)  # without the correction it takes far more passes
+    assert (found.gradient + 0.01 * w).abs().max() < 1e-7
+
+
+def test_directions_are_those_of_the_bfgs_matrix():
+    generator = torch.Generator().manual_seed(0)
+    root, others = (torch.randn(5, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    curvature = root @ root.T + torch.eye(5, dtype=torch.float64)
+    pairs = [(step, curvature @ step) for step in torch.randn(3, 5, dtype=torch.float64, generator=generator)]
+    eye = torch.eye(5, dtype=torch.float64)
+    matrix = others @ others.T + eye
+    inverse = torch.linalg.inv(matrix)
+    for step, change in pairs:  # Nocedal and Wright, Numerical Optimization, equation 6.17
+        rho = 1 / (step @ change)
+        left = eye - rho * torch.outer(step, change)
+        inverse = left @ inverse @ left.T + rho * torch.outer(step, step)
+    gradient = torch.randn(5, dtype=torch.float64, generator=generator)
+    found = head._direction(torch.linalg.cholesky(matrix), pairs, gradient)
+    assert found.numpy() == pytest.approx((inverse @ gradient).numpy(), rel=1e-10)
 
 
 def test_responses_that_rankings_share_are_read_from_one_row():
