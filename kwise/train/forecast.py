@@ -94,6 +94,7 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
         config = None if recipe.method == "head" else trainer_config(recipe)  # its mistakes come out here too
         quiet = {
             "eval_strategy": "no",
+            "eval_on_start": False,
             "save_strategy": "no",
             "logging_strategy": "no",
             "load_best_model_at_end": False,

@@ -148,6 +148,12 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     """Raises ``ValueError`` for values that the Trainer would refuse only after hours of other work."""
     if recipe.trainer.get("eval_strategy", "no") != "no" and not recipe.data.eval:
         raise ValueError("trainer.eval_strategy is set, but data.eval names no held-out rankings")
+    if recipe.trainer.get("eval_on_start") and not recipe.data.eval:
+        raise ValueError("trainer.eval_on_start is set, but data.eval names no held-out rankings")
+    if recipe.trainer.get("save_only_model"):
+        raise ValueError(
+            "trainer.save_only_model leaves out what a run needs to go on: use trainer.save_total_limit instead"
+        )
     options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False, "use_cpu": NO_ACCELERATOR} | recipe.trainer
     return KwiseConfig(
         output_dir=str(Path(recipe.output, "checkpoints")),

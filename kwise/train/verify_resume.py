@@ -32,7 +32,13 @@ def verify_resume(recipe: Recipe) -> list[str]:
     if recipe.method == "head":
         raise ValueError("--verify-resume is for methods lora and full: a head fit has no steps to go on from")
     trainer = recipe.trainer | {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
-    trainer |= {"save_total_limit": 1, "report_to": "none", "push_to_hub": False, "load_best_model_at_end": False}
+    trainer |= {
+        "eval_on_start": False,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "push_to_hub": False,
+        "load_best_model_at_end": False,
+    }
     beside = Path(recipe.output).parent
     beside.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=beside))

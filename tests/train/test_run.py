@@ -148,6 +148,16 @@ def test_rankings_that_are_all_tied_train_nothing(workshop):
     assert not (workshop / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [("save_only_model=true", "save_total_limit instead"), ("eval_on_start=true", "names no held-out rankings")],
+)
+def test_settings_that_would_stop_a_run_or_keep_it_from_going_on_are_refused_first(workshop, setting, problem):
+    with pytest.raises(ValueError, match=problem):
+        run(workshop, "method=full", "data.eval=[]", f"trainer.{setting}")
+    assert not (workshop / "run").exists()
+
+
 def test_two_processes_train_a_recipe_to_the_model_of_one(workshop):
     """By the command of docs/4-train.md; the first process alone writes the run folder. The head begins at zero: whatever the
     objective, here all_pairs three times over, the first nll of rankings of three is log 3!."""

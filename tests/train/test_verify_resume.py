@@ -6,7 +6,7 @@ from kwise.train import verify_resume as module
 from kwise.train.recipe import load_recipe
 from kwise.train.verify_resume import verify_resume
 
-LORA = ("method=lora", "lora.dropout=0.1", "trainer.logging_steps=3")
+LORA = ("method=lora", "lora.dropout=0.1", "trainer.logging_steps=3", "trainer.eval_on_start=true")
 
 
 def test_a_run_that_goes_on_exactly_is_found_equal_and_nothing_is_left_behind(workshop):
