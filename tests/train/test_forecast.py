@@ -68,7 +68,13 @@ method = "full"
 output = "{tmp_path / "run"}"
 data = {{ train = ["starter:train"], eval = ["starter:heldout"], max_length = 512 }}
 model = {{ base = "{tmp_path / "base"}" }}
-trainer = {{ tokens_per_row = 2048, rankings_per_step = 16, num_train_epochs = 2, use_cpu = true, eval_strategy = "epoch", eval_on_start = true }}
+[trainer]
+tokens_per_row = 2048
+rankings_per_step = 16
+num_train_epochs = 2
+use_cpu = true
+eval_strategy = "epoch"
+eval_on_start = true
 """
     )
     return path
