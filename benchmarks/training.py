@@ -289,6 +289,9 @@ def main() -> None:
             measure.write_json(given.json, found)
             yield peak_row(found["memory"][-1])
 
+    # first, since what the timed runs leave with this process's allocator may be most of the machine's memory
+    print("Peak memory of one step over model and optimiser state, MiB\n")
+    measure.print_table(["prompt", "K", *WAYS, "kwise / padded", "kwise / TRL"], peak_rows())
     print(
         "CPU seconds a ranking (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n"
     )
@@ -302,8 +305,6 @@ def main() -> None:
         "by tokens",
     ]
     measure.print_table([*columns, "tokens " + " / ".join(WAYS)], cost_rows())
-    print("Peak memory of one step over model and optimiser state, MiB\n")
-    measure.print_table(["prompt", "K", *WAYS, "kwise / padded", "kwise / TRL"], peak_rows())
 
 
 if __name__ == "__main__":

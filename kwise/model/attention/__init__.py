@@ -6,6 +6,7 @@
 ``cascade``    the CPU's flash kernels, prefix and own block merged
 ``varlen``     CUDA's ragged flash kernel, one call a layer
 ``flex``       CUDA's FlexAttention
+``last_mlp``   the last layer's MLP on reward tokens only, with any backend but ``reference``
 ``demands``    what a decoder asks of its attention
 ``exact``      takes a model      two small rankings, in a row and alone          refuses a decoder that rows are not exact for
 
@@ -21,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from kwise.model.attention import blockwise, cascade, flex, varlen
 from kwise.model.attention.demands import Demands, demands
+from kwise.model.attention.last_mlp import skip_unread
 from kwise.model.attention.rule import dense_mask, spans
 from kwise.records import Row
 
@@ -107,6 +109,7 @@ def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
         AttentionInterface.register(PREFIX + name, torch.compiler.disable(attention))
         AttentionMaskInterface.register(PREFIX + name, sdpa_mask)  # for plain calls of the model
         model.set_attn_implementation(PREFIX + name)
+        skip_unread(model)
     elif model.config._attn_implementation not in STOCK:
         model.set_attn_implementation(asked.own)
     return name
@@ -124,12 +127,15 @@ def attention_of(model: PreTrainedModel) -> str:
 
 def row_inputs(row: Row, model: PreTrainedModel) -> dict[str, Any]:
     """Keyword arguments that make ``model``'s backbone read ``row`` by the rule, with the attention it is set to."""
-    return {
+    inputs = {
         "input_ids": torch.tensor([row.ids], device=model.device),
         "position_ids": torch.tensor([row.positions], device=model.device),
         "use_cache": False,
-        **BACKENDS[attention_of(model)].inputs(row, model),
     }
+    backend = BACKENDS[attention_of(model)]
+    if backend.attention is not None:  # a decoder whose attention can be exchanged hands keywords on
+        inputs["row_rewards"] = torch.tensor(row.reward_at, device=model.device)
+    return inputs | backend.inputs(row, model)
 
 
 def hidden_states(model: PreTrainedModel, row: Row) -> torch.Tensor:
