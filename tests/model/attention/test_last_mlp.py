@@ -1,6 +1,9 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from rows import alone, loss_of, random_rankings
+from rows import alone, gradients, loss_of, random_rankings
 from tiny_models import tiny_model
 from transformers import OPTConfig, OPTForSequenceClassification
 
@@ -33,6 +36,19 @@ def test_the_last_mlp_alone_runs_on_reward_tokens_only_forward_and_when_checkpoi
     assert counts == [[whole] * 2, [whole] * 2, [read] * 2]
 
 
+def test_two_rows_of_one_backward_pass_are_run_again_each_with_its_own_tokens():
+    """Gradient checkpointing runs the first again when the second has been the last."""
+    model, rankings = tiny_model(dtype=torch.float64).train(), random_rankings(4, num=4)
+    rows = [build_row(rankings, [0, 1]), build_row(rankings, [2, 3])]
+    set_attention(model, "blockwise")
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        found.append(gradients(model, loss_of(torch.cat([row_rewards(model, row) for row in rows]), rankings)))
+    assert max((found[0][name] - found[1][name]).abs().max() for name in found[0]) < 1e-12
+
+
 def test_the_reference_runs_every_token():
     model, row = tiny_model(), build_row(random_rankings(1, num=3), range(3))
     set_attention(model, "blockwise")
@@ -59,7 +75,7 @@ def test_hooks_are_set_once_however_often_the_attention_is_chosen():
         set_attention(model, name)
     skip_unread(model)
     layer = model.base_model.layers[-1]
-    hooks = layer._forward_pre_hooks, layer.mlp._forward_pre_hooks, layer.mlp._forward_hooks
+    hooks = layer.self_attn._forward_pre_hooks, layer.mlp._forward_pre_hooks, layer.mlp._forward_hooks
     assert [len(each) for each in hooks] == [1, 1, 1]
 
 
@@ -86,3 +102,35 @@ def test_a_decoder_without_a_list_of_layers_runs_rows_whole(monkeypatch):
     counts = tokens_of(model)
     attention.hidden_states(model, row)
     assert counts == [[len(row.ids)]] * 3
+
+
+def test_threads_that_share_a_model_do_not_meet_in_it():
+    model = tiny_model()
+    set_attention(model, "blockwise")
+    rows = [build_row(random_rankings(seed, num=2), range(2)) for seed in range(40)]
+    entered = threading.Barrier(4, timeout=20)
+
+    def wait(*_):
+        entered.wait()
+
+    hook = model.base_model.layers[-1].self_attn.register_forward_hook(wait)
+
+    def rewards(row):
+        with torch.no_grad():
+            return row_rewards(model, row)
+
+    with ThreadPoolExecutor(4) as threads:  # four at a time stand between the last attention and the MLP
+        found = list(threads.map(rewards, rows))
+    hook.remove()
+    for row, reward in zip(rows, found, strict=True):
+        torch.testing.assert_close(reward, rewards(row))
+
+
+def test_the_mlp_called_by_itself_takes_what_it_is_given():
+    model = tiny_model()
+    set_attention(model, "blockwise")
+    mlp, states = model.base_model.layers[-1].mlp, torch.ones(2, 5, 32)
+    before = mlp(states)
+    row_rewards(model, build_row(random_rankings(1, num=3), range(3)))
+    assert before.shape == (2, 5, 32)
+    torch.testing.assert_close(mlp(states), before)
