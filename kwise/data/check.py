@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kwise.data import sources
 from kwise.data.baselines import Outline, outline, outline_terms
 from kwise.data.encode import Encoder
-from kwise.records import DataError, Ranking
+from kwise.data.strength import strengths
+from kwise.records import DataError, Message, Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,12 +134,21 @@ class Checker:
             self.report.warnings[f"longer than {encoder.max_length} tokens"].append(ranking.line)
 
 
+def _strengths_refused(ranking: Ranking) -> bool:
+    try:
+        strengths(ranking)
+    except DataError:  # an evaluation stops here, after it has scored everything
+        return True
+    return False
+
+
 WARNINGS: dict[str, Callable[[Ranking], bool]] = {
     "duplicate answers": lambda r: len(set(r.responses)) < len(r.responses),
     "empty answer": lambda r: any(not response.strip() for response in r.responses),
     "role marker inside an answer": lambda r: any(sources.ROLE_MARKER.search(response) for response in r.responses),
     "empty turn in the prompt": lambda r: any(not message["content"].strip() for message in r.messages),
     "all answers tied": lambda r: len(set(r.ranks)) == 1,
+    "judge_values or margin that evaluation refuses": _strengths_refused,
 }
 
 
@@ -159,9 +169,10 @@ def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:
     """Write a cleaned copy of ``file`` to ``out`` in the ``completions`` format and give what was done to how many rows.
 
     Unreadable answers (null, textual or non-finite rank, answer that is no text), empty answers and repeats of an answer
-    (the best-ranked stays) are removed; an answer is cut at a role marker inside it; rows left with fewer than two answers,
-    and rows that cannot be read, are left out. Extra columns are kept. Raises ``FileExistsError`` if ``out`` exists. When
-    ``file`` turns out unreadable half-way nothing is left at ``out``: half a copy looks like a whole one.
+    (the best-ranked stays) are removed, with their ``judge_values``; an answer is cut at a role marker inside it; rows left with
+    fewer than two answers, and rows that cannot be read, are left out. Extra columns, and what an answer has beside its text,
+    are kept. Raises ``FileExistsError`` if ``out`` exists. When ``file`` turns out unreadable half-way nothing is left at ``out``:
+    half a copy looks like a whole one.
     """
     with Path(out).open("x", encoding="utf-8") as target:
         try:
@@ -184,7 +195,11 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
         if len(kept) < 2:
             done["rows left out: fewer than two answers after cleaning"] += 1
             continue
-        cleaned = {**item.columns, "context": item.messages, "completions": kept}
+        answers = [
+            _beside(item, k, row) | {"rank": item.ranks[k], "completion": _assistant(text)} | _author(item.models[k])
+            for k, text in kept.items()
+        ]
+        cleaned = _columns(item, list(kept), done) | {"context": item.messages, "completions": answers}
         # a parquet column may hold what JSON does not, such as dates: those become text
         target.write(json.dumps(cleaned, ensure_ascii=False, default=str) + "\n")
         done["rows written"] += 1
@@ -192,26 +207,31 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
 
 
 def _without_bad_answers(row: dict[str, Any], error: DataError, done: Counter[str]) -> Ranking | DataError:
-    """The row again with each answer removed that alone cannot be read, or the error if that does not help."""
+    """``row`` as a ranking, each answer that alone cannot be read taken out of it, or the error if that does not help."""
     for column in ("answers", "completions"):
         items = row.get(column)
         if not (isinstance(items, list) and (error.field or "").startswith(f"{column}[")):
             continue
         read = sources.SOURCES["nectar" if column == "answers" else "completions"]
         good = []
-        for item in items:
+        for k, item in enumerate(items):
             # alone an answer is always one too few: that is the error of one that can be read
             alone = sources.to_ranking({**row, column: [item]}, read, error.file, error.line or 0)
             if isinstance(alone, DataError) and "at least two answers" in alone.problem:
-                good.append(item)
-        again = sources.to_ranking({**row, column: good}, read, error.file, error.line or 0)
+                good.append(k)
+        values = row.get("judge_values")
+        if isinstance(values, list) and len(values) == len(items):
+            row["judge_values"] = [values[k] for k in good]
+        row[column] = [items[k] for k in good]
+        again = sources.to_ranking(row, read, error.file, error.line or 0)
         if isinstance(again, Ranking):
             done["rows with unreadable answers removed"] += 1
         return again
     return error
 
 
-def _clean(ranking: Ranking, done: Counter[str]) -> list[dict[str, Any]]:
+def _clean(ranking: Ranking, done: Counter[str]) -> dict[int, str]:
+    """The answers that stay, by their place in the row, in the order they came."""
     responses = [sources.ROLE_MARKER.split(response)[0] for response in ranking.responses]
     if responses != ranking.responses:
         done["rows with an answer cut at a role marker"] += 1
@@ -219,13 +239,40 @@ def _clean(ranking: Ranking, done: Counter[str]) -> list[dict[str, Any]]:
     for k in sorted(range(len(responses)), key=ranking.ranks.__getitem__):
         if responses[k].strip():
             best.setdefault(responses[k], k)
-    kept = []
-    for k in sorted(best.values()):  # in the order they came, which extra columns (a value for each answer) may follow
-        answer = {"rank": ranking.ranks[k], "completion": [{"role": "assistant", "content": responses[k]}]}
-        kept.append(answer | ({"model": ranking.models[k]} if ranking.models[k] is not None else {}))
     if any(not response.strip() for response in responses):
         done["rows with empty answers removed"] += 1
     full = [response for response in responses if response.strip()]
     if len(set(full)) < len(full):
         done["rows with repeated answers removed"] += 1
-    return kept
+    return {k: responses[k] for k in sorted(best.values())}
+
+
+def _assistant(text: str) -> list[Message]:
+    return [Message(role="assistant", content=text)]
+
+
+def _author(model: str | None) -> dict[str, str]:
+    return {} if model is None else {"model": model}
+
+
+def _beside(ranking: Ranking, k: int, row: dict[str, Any] | None) -> dict[str, Any]:
+    """What the row's answer ``k`` has beside text and rank, such as a score."""
+    for column, text in (("answers", "answer"), ("completions", "completion")):
+        items = (row or {}).get(column)
+        if column not in ranking.columns and isinstance(items, list):
+            return {name: value for name, value in items[k].items() if name != text}
+    return {}
+
+
+def _columns(ranking: Ranking, kept: list[int], done: Counter[str]) -> dict[str, Any]:
+    """The row's extra columns: of ``judge_values``, which has one for each answer, those of the answers that stay; one that has
+    the name of a column written here gets another."""
+    columns = {}
+    for name, value in ranking.columns.items():
+        if name == "judge_values" and isinstance(value, list) and len(value) == len(ranking.responses):
+            value = [value[k] for k in kept]
+        if name in ("context", "completions"):
+            done[f"rows whose column '{name}' is now 'own_{name}'"] += 1
+            name = f"own_{name}"
+        columns[name] = value
+    return columns

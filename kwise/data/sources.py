@@ -20,6 +20,8 @@ from kwise.data.lines import kind_of, read_lines
 from kwise.records import DataError, Message, Ranking
 
 ROLES = ("system", "user", "assistant")
+# what else a message may say, as the formats of chat servers and of datasets call it
+BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 ROLE_MARKER = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -171,7 +173,7 @@ def battles(row: dict[str, Any]) -> Parts:
     messages = prompt_messages(row.get("prompt"), "prompt")
     responses = [response_text(row.get(side), side) for side in sides]
     winner = row.get("winner")
-    if winner not in WINNERS:
+    if not isinstance(winner, str) or winner not in WINNERS:
         raise FieldError("winner", f"must be one of {', '.join(WINNERS)}, this is {winner!r}")
     models = [row.get(name) if isinstance(row.get(name), str) else None for name in ("model_a", "model_b")]
     return Parts(messages, responses, list(WINNERS[winner]), models, ("prompt", *sides, "winner"))
@@ -206,6 +208,8 @@ def prompt_messages(prompt: object, field: str) -> list[Message]:
         messages = _transcript(text, field) if ROLE_MARKER.match(text) else [Message(role="user", content=text)]
         if len(messages) > 1 and messages[-1] == Message(role="assistant", content=""):
             messages.pop()
+    if not any(message["content"].strip() for message in messages):
+        raise FieldError(field, "the prompt is empty")
     if messages[-1]["role"] != "user":
         raise FieldError(field, f"the prompt must end with a user turn, this ends with '{messages[-1]['role']}'")
     return messages
@@ -231,7 +235,7 @@ def _messages(value: object, field: str) -> list[Message]:
         role = item.get("role")
         if role not in ROLES:
             raise FieldError(f"{field}[{i}].role", f"must be one of {', '.join(ROLES)}, this is {role!r}")
-        messages.append(Message(role=role, content=_text(item.get("content"), f"{field}[{i}].content")))
+        messages.append(Message(role=role, content=_content(item, f"{field}[{i}]")))
     if not messages:
         raise FieldError(field, "the list of messages is empty")
     return messages
@@ -271,7 +275,15 @@ def response_text(value: object, field: str) -> str:
     items = _objects(value, field)
     if len(items) != 1 or items[0].get("role") != "assistant":
         raise FieldError(field, "must be text or a list with one assistant message")
-    return _text(items[0].get("content"), f"{field}[0].content")
+    return _content(items[0], f"{field}[0]")
+
+
+def _content(message: dict[str, Any], field: str) -> str:
+    """The text of a message, which must be all that it says."""
+    for part in BESIDE_CONTENT:
+        if message.get(part):
+            raise FieldError(f"{field}.{part}", "kwise reads the text in 'content' only, and the rest would be lost")
+    return _text(message.get("content"), f"{field}.content")
 
 
 def _text(value: object, field: str) -> str:

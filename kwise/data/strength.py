@@ -4,7 +4,7 @@ The strength of a pair is the difference of its responses' ``judge_values`` (a l
 ranking of two, the size of its ``margin``; whoever has neither, or null, has pairs of no known strength, which are in no third.
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import quantiles
@@ -20,15 +20,16 @@ def pair_thirds(rankings: Sequence[Ranking]) -> list[dict[Pair, str]]:
     """Per ranking, which of ``THIRDS`` each pair of different rank is in, by the strength of all pairs of ``rankings``; a pair
     at a cut is in the lower third. Empty where fewer than three strengths differ. Raises ``DataError`` for a strength that is
     no finite number."""
-    strengths = [_strengths(ranking) for ranking in rankings]
-    every = [value for own in strengths for value in own.values()]
+    each = [strengths(ranking) for ranking in rankings]
+    every = [value for own in each for value in own.values()]
     if len(set(every)) < len(THIRDS):
         return [{} for _ in rankings]
     cuts = quantiles(every, n=len(THIRDS), method="inclusive")
-    return [{pair: THIRDS[sum(value > cut for cut in cuts)] for pair, value in own.items()} for own in strengths]
+    return [{pair: THIRDS[sum(value > cut for cut in cuts)] for pair, value in own.items()} for own in each]
 
 
-def _strengths(ranking: Ranking) -> dict[Pair, float]:
+def strengths(ranking: Ranking) -> dict[Pair, float]:
+    """The strength of each pair of different rank where it is known. Raises ``DataError`` for one that is no finite number."""
     ranks, values, margin = ranking.ranks, ranking.columns.get("judge_values"), ranking.columns.get("margin")
     pairs = [
         (i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]
@@ -53,7 +54,7 @@ def _strengths(ranking: Ranking) -> dict[Pair, float]:
 def _number(ranking: Ranking, value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _error(ranking, field, f"how sure the judge was must be a number, this is {kind_of(value)}")
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:  # infinite, NaN, or an integer that no float holds
         raise _error(ranking, field, f"how sure the judge was must be a finite number, this is {value}")
     return float(value)
 

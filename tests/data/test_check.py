@@ -90,11 +90,14 @@ def test_every_kind_of_warning_has_its_lines(tmp_path: Path) -> None:
         row("goes on", answer("a\n\nHuman: and then?", 1), answer("b", 2)),
         row("goes on here", answer("a", 1), answer("b\n\nAssistant: c", 2)),
         row("only speaks of Human: and\nAssistant:", answer("Human: a", 1), answer("b\nHuman: c", 2)),
-        row("\n\nHuman: \n\nAssistant: ", answer("a", 1), answer("b", 2)),
+        row("\n\nHuman: \n\nAssistant: yes\n\nHuman: go on\n\nAssistant: ", answer("a", 1), answer("b", 2)),
         row("all tied", answer("a", 1), answer("b", 1)),
         row("some tied", answer("a", 1), answer("b", 1), answer("c", 2)),
         GOOD,
         row("Good? Rather.", answer("a", 1), answer("b", 2), prompt_group="user: Good?"),
+        row("one value too many", answer("a", 1), answer("b", 2), judge_values=[1, 2, 3]),
+        row("no number", answer("a", 1), answer("b", 2), margin="much"),
+        row("no float holds it", answer("a", 1), answer("b", 2), margin=10**400),
     )
     report = check(path)
     assert report.warnings == {
@@ -104,9 +107,10 @@ def test_every_kind_of_warning_has_its_lines(tmp_path: Path) -> None:
         "empty turn in the prompt": [7],
         "all answers tied": [8],
         "prompt of an earlier line": [10, 11],
+        "judge_values or margin that evaluation refuses": [12, 13, 14],
     }
     assert report.errors == {}
-    assert report.rankings == 11
+    assert report.rankings == 14
 
 
 def test_a_clean_file_has_neither_errors_nor_warnings(tmp_path: Path) -> None:
@@ -299,6 +303,31 @@ def test_a_good_row_says_the_same_after_fix_with_its_extra_columns(tmp_path: Pat
     assert after.models == before.models
     assert after.columns == before.columns
     assert after.columns.items() >= extra.items()
+
+
+def test_what_stands_beside_an_answer_stays_with_it_when_others_are_removed(tmp_path: Path) -> None:
+    def scored(text: str | None, rank: int, score: float) -> dict[str, Any]:
+        return {"answer": text, "rank": rank, "score": score}
+
+    path = written(
+        tmp_path,
+        row("repeats", scored("a", 2, 0.1), scored("a", 1, 0.2), scored("b", 3, 0.3), judge_values=[7, 8, 9]),
+        row("unreadable", scored(None, 1, 0.4), scored("c", 2, 0.5), scored("d", 3, 0.6), judge_values=[4, 5, 6]),
+    )
+    out = tmp_path / "clean.jsonl"
+    fix(path, str(out))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [[each["score"] for each in row["completions"]] for row in rows] == [[0.2, 0.3], [0.5, 0.6]]
+    assert [row["judge_values"] for row in rows] == [[8, 9], [5, 6]]
+
+
+def test_a_column_that_has_the_name_of_one_written_gets_another_and_is_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", "context": "a page", "completions": 2})
+    out = tmp_path / "clean.jsonl"
+    done = fix(path, str(out), "pairs")
+    assert done["rows whose column 'context' is now 'own_context'"] == 1
+    (after,) = read_rankings(out)
+    assert (after.prompt, after.columns) == ("user: Hi", {"own_context": "a page", "own_completions": 2})
 
 
 def test_unreadable_completions_are_removed_too(tmp_path: Path) -> None:

@@ -175,6 +175,12 @@ def test_prompts_become_turns(prompt: object, messages: list[tuple[str, str]]) -
         (7, "field 'prompt': must be text, this is a number"),
         ("", "field 'prompt': the prompt is empty"),
         (" \n", "field 'prompt': the prompt is empty"),
+        ([{"role": "user", "content": " "}], "field 'prompt': the prompt is empty"),
+        ("\n\nHuman: \n\nAssistant: ", "field 'prompt': the prompt is empty"),
+        (
+            [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, USER],
+            "field 'prompt[1].tool_calls': kwise reads the text in 'content' only, and the rest would be lost",
+        ),
         ("\n\nAssistant: Hi", "field 'prompt': the conversation must begin with a Human turn"),
         (
             "\n\nHuman: a\n\nAssistant: b",
@@ -278,6 +284,10 @@ def test_completions_are_read_with_ranks_from_0_or_1_as_text_or_message(first: i
         ),
         ([], "completion': must be text or a list with one assistant message"),
         ([USER], "completion': must be text or a list with one assistant message"),
+        (
+            [{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}],
+            "completion[0].reasoning_content': kwise reads the text in 'content' only, and the rest would be lost",
+        ),
         ([{"role": "assistant", "content": None}], "completion[0].content': must be text, this is null"),
         (None, "completion': must be text or a list with one assistant message, this is null"),
     ],
@@ -306,7 +316,7 @@ def test_a_battle_is_ranked_by_its_winner_and_knows_its_authors(winner: str, ran
     assert ranking.columns == {"model_a": "x", "model_b": "y", "judge": 3}
 
 
-@pytest.mark.parametrize("winner", [None, "a", 1])
+@pytest.mark.parametrize("winner", [None, "a", 1, ["model_a"], {}])
 def test_a_battle_without_a_known_winner_is_refused(winner: Any) -> None:
     told = f"'winner': must be one of model_a, model_b, tie, tie (bothbad), this is {winner!r}"
     assert refused(BATTLE | {"winner": winner}, "battles") == f"f.jsonl, line 7, field {told}"
