@@ -171,7 +171,7 @@ def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:
     Unreadable answers (null, textual or non-finite rank, answer that is no text), empty answers and repeats of an answer
     (the best-ranked stays) are removed, with their ``judge_values``; an answer is cut at a role marker inside it; rows left with
     fewer than two answers, and rows that cannot be read, are left out. Extra columns, and what an answer has beside its text,
-    are kept. Raises ``FileExistsError`` if ``out`` exists. When ``file`` turns out unreadable half-way nothing is left at ``out``:
+    are kept. Raises ``FileExistsError`` if ``out`` exists. When ``file`` is unreadable half-way nothing is left at ``out``:
     half a copy looks like a whole one.
     """
     with Path(out).open("x", encoding="utf-8") as target:
