@@ -184,8 +184,8 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             tokenizer.pad_token = tokenizer.unk_token
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # no row that anything reads
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # no row that anything reads
     for each in {id(c): c for c in (model.config, config)}.values():
         each.pad_token_id = tokenizer.pad_token_id
     return None if tokenizer.pad_token == before else f"pad token set to {tokenizer.pad_token!r} (was {before!r})"

@@ -1,11 +1,29 @@
 """``KwiseConfig``: what a training run by ``KwiseTrainer`` can be told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from kwise.objective import objective
+
+# of TrainingArguments: what neither rows nor the evaluation of rankings go by
+UNREAD = (
+    "label_smoothing_factor",
+    "auto_find_batch_size",
+    "per_device_eval_batch_size",
+    "eval_accumulation_steps",
+    "prediction_loss_only",
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "dataloader_drop_last",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "label_names",
+    "train_sampling_strategy",
+)
 
 
 @dataclass
@@ -13,7 +31,7 @@ class KwiseConfig(TrainingArguments):
     """``TrainingArguments`` and what a ranking needs. One optimiser step is ``rankings_per_step`` rankings over all processes.
 
     ``tokens_per_row`` (memory and speed) never changes the loss. The Trainer's own batch size and accumulation are not
-    used: setting them is an error.
+    used, nor is what ``UNREAD`` names: setting them is an error.
     """
 
     objective: str = field(default="plackett_luce", metadata={"help": "a key of kwise.losses.OBJECTIVES"})
@@ -43,6 +61,11 @@ class KwiseConfig(TrainingArguments):
                 "a step is rankings_per_step rankings, cut into rows of tokens_per_row tokens; leave "
                 "per_device_train_batch_size and gradient_accumulation_steps alone"
             )
+        usual = {each.name: each.default for each in fields(TrainingArguments)}
+        if idle := [name for name in UNREAD if name in usual and getattr(self, name) != usual[name]]:
+            raise ValueError(f"{', '.join(idle)}: would have no effect on rankings; leave it alone")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise ValueError("num_train_epochs or max_steps must be more than 0: there is nothing to train")
         if self.world_size == 1 and self.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (DataParallel) are not supported; start one process per GPU: torchrun"

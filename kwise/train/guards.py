@@ -59,6 +59,8 @@ def spike(losses: Sequence[float]) -> float | None:
         return None
     median = statistics.median(history)
     deviation = max(1.4826 * statistics.median(abs(each - median) for each in history), 0.01 * abs(median))
+    if not deviation:  # losses that are exactly 0, of ties or of what is known by heart, give no measure
+        return None
     height = (last - median) / deviation
     return height if height > SPIKE_DEVIATIONS else None
 

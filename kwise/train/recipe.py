@@ -86,7 +86,8 @@ class Recipe:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def to_toml(self) -> str:
-        """The recipe with every default filled in, as TOML that ``load_recipe`` reads back."""
+        """The recipe with every default of kwise filled in, as TOML that ``load_recipe`` reads back. ``[trainer]`` has what was
+        given: its defaults are those of the installed transformers."""
         lines, tables = [], []
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, dict):

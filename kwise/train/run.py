@@ -358,7 +358,10 @@ def _train_backbone(
         return model.model
     if isinstance(trained, PeftModel) and recipe.model.quantize:
         trained = _on_whole_weights(trained, recipe, folder)
-    return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    if isinstance(trained, PeftModel):
+        trained = trained.merge_and_unload()
+        getattr(trained, backbone.HEAD).to(trained.dtype)  # adapters and head were trained in float32
+    return trained
 
 
 def _on_whole_weights(trained: PeftModel, recipe: Recipe, folder: RunFolder) -> PeftModel:

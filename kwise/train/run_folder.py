@@ -145,6 +145,7 @@ class RunFolder:
 
     def save_unfinished(self, model: RewardModel) -> None:
         """Write the weights, so that nothing that fails from here on can lose them."""
+        shutil.rmtree(self.path / "model.unfinished", ignore_errors=True)  # of an earlier run, with files of its own
         model.save_pretrained(self.path / "model.unfinished")
 
     def finish(self, model: RewardModel) -> None:

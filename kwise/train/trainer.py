@@ -83,6 +83,8 @@ class KwiseTrainer(Trainer):
         if peft_config is not None:
             peft_config.modules_to_save = sorted({backbone.HEAD, *(peft_config.modules_to_save or [])})
             model = get_peft_model(model, peft_config)
+        if isinstance(model, PeftModel):
+            _train_head(self.decoder)
         self.objective = objective(args.objective, **args.objective_options)
         self.nll: float | torch.Tensor = 0.0  # summed over the steps since the last log
         self.nll_steps = 0
@@ -94,7 +96,8 @@ class KwiseTrainer(Trainer):
         if isinstance(train_dataset, EncodedRankings):
             if train_dataset.fingerprint != fingerprint(self.encoder):
                 raise ValueError(
-                    "train_dataset was encoded with another tokenizer, chat template, max_length or truncation"
+                    "train_dataset was encoded with another tokenizer, chat template, max_length or truncation (this trainer "
+                    "mends pad token and BOS first: call kwise.model.backbone.align(model, tokenizer) before encode_files)"
                 )
             training: Sequence[EncodedRanking] = (
                 train_dataset if offsets is None else train_dataset.with_offsets(offsets)
@@ -170,7 +173,14 @@ class KwiseTrainer(Trainer):
             facts = read_seal(self.resumed_from)
             self.resumed_at = facts["step"]
             if facts["rankings"] != self._content:
-                raise ValueError(f"{resume_from_checkpoint} was trained on other rankings than those given now")
+                raise ValueError(
+                    f"{resume_from_checkpoint} was trained on other rankings than those given now (or on these in another "
+                    "form: as a list, or encoded before)"
+                )
+            if not any(self.resumed_from.glob("sums_*.pt")):
+                raise ValueError(
+                    f"{resume_from_checkpoint} holds the model only (save_only_model): nothing can go on from it"
+                )
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.epoch_ended_at = self.saved_at = self.asked_to_stop = 0
         return super().train(resume_from_checkpoint or None, **named)
@@ -281,7 +291,9 @@ class KwiseTrainer(Trainer):
         """As ``transformers.Trainer.log``, with ``nll`` beside the training ``loss``."""
         if "train_runtime" in logs:  # which is that of this call, so that the rates must be too
             share = 1 - self.resumed_at / self.state.global_step
-            logs |= {name: logs[name] * share for name in ("train_samples_per_second", "train_steps_per_second")}
+            logs["train_steps_per_second"] *= share
+            trained = (self.state.epoch or 0.0) * len(self.train_dataset)  # transformers counts its own batch size
+            logs["train_samples_per_second"] = round(trained * share / logs["train_runtime"], 3)
         if "loss" in logs and self.nll_steps:
             total = self.accelerator.gather(torch.as_tensor(self.nll, device=self.args.device).reshape(1)).mean()
             logs = {"loss": logs["loss"], "nll": total.item() / self.nll_steps, **logs}
@@ -512,6 +524,20 @@ class AtTrainBegin(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """See the class."""
         self.act()
+
+
+def _train_head(decoder: PreTrainedModel) -> None:
+    """Hold the head beside adapters in float32, as peft holds them: in half precision most steps would round to nothing.
+
+    Raises ``ValueError`` for a head that is not trained itself: its adapter would be read by no reward.
+    """
+    weight = getattr(decoder, backbone.HEAD).weight
+    if not weight.requires_grad:
+        raise ValueError(
+            f"the adapters leave the head as it is: give LoraConfig modules_to_save=['{backbone.HEAD}'], or hand the "
+            "LoraConfig to KwiseTrainer as peft_config"
+        )
+    weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def read_rows(model: PreTrainedModel) -> None:

@@ -122,6 +122,16 @@ def test_a_pad_token_is_added_to_the_vocabulary_when_none_can_serve(causal, toke
     )
 
 
+def test_a_pad_token_that_came_with_the_tokenizer_gets_its_row_in_every_model(causal, tokenizer):
+    """As when one tokenizer serves several bases one after another."""
+    tokenizer.pad_token = tokenizer.unk_token = None
+    backbone.set_pad_token(backbone.from_causal_lm(causal), tokenizer)
+    second = backbone.from_causal_lm(causal)
+    assert second.get_input_embeddings().num_embeddings <= tokenizer.pad_token_id
+    backbone.set_pad_token(second, tokenizer)
+    assert second.get_input_embeddings().num_embeddings > tokenizer.pad_token_id == second.config.pad_token_id
+
+
 def test_a_good_pad_token_is_left_alone(causal, tokenizer):
     before = tokenizer.pad_token
     assert backbone.set_pad_token(backbone.from_causal_lm(causal), tokenizer) is None

@@ -18,6 +18,11 @@ def test_a_spike_is_told_by_robust_deviations_from_the_median_by_hand():
     assert spike([2.0] * 20 + [3.0]) == pytest.approx(50)
 
 
+def test_losses_of_exactly_zero_give_no_measure_of_a_spike():
+    assert spike([0.0] * 12) is None
+    assert spike([0.0] * 12 + [3.0]) is None
+
+
 def test_only_the_last_fifty_losses_count():
     assert spike([100.0] * 500 + [2.0] * 50 + [4.0]) == pytest.approx(100)
 

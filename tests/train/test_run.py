@@ -94,6 +94,19 @@ def test_an_unfinished_run_is_gone_on_with_or_started_over(workshop, start_over,
     assert len((workshop / "run" / "metrics.jsonl").read_text().splitlines()) == len(logged.splitlines())
 
 
+def test_what_an_interrupted_run_left_of_its_model_is_no_part_of_the_next_one(workshop):
+    (workshop / "run" / "model.unfinished").mkdir(parents=True)
+    (workshop / "run" / "model.unfinished" / "uncertainty.kwise").write_bytes(b"of another head")
+    result = run(workshop, "method=full", "trainer.max_steps=1")
+    assert not (result.model / "uncertainty.kwise").exists()
+    assert RewardModel.from_pretrained(result.model).uncertainty is None
+
+
+def test_lora_on_a_half_precision_base_leaves_a_model_of_one_precision(workshop):
+    result = run(workshop, "method=lora", "model.dtype=bfloat16", "trainer.max_steps=1")
+    assert {each.dtype for each in load_file(result.model / "model.safetensors").values()} == {torch.bfloat16}
+
+
 def test_bad_data_stops_before_anything_is_written(workshop):
     with (workshop / "train.jsonl").open("a") as file:
         file.write(

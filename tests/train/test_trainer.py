@@ -8,16 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaConfig, LlamaForSequenceClassification
-from workshop import shard_on_cpus
+from workshop import shard_on_cpus, write_rankings
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
 from kwise.data.encode import Encoder
 from kwise.data.encoding import encode_files
 from kwise.losses import OBJECTIVES
+from kwise.model.backbone import align
 from kwise.train.checkpoints import fault
 from kwise.train.guards import TrainingStopped
 from kwise.train.sampler import StepSampler
@@ -319,6 +320,72 @@ def test_lora_trains_the_adapters_and_the_head_and_saves_both(tokenizer, tmp_pat
     saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
     assert torch.equal(saved["base_model.model.score.weight"], trainer.decoder.score.weight)
     assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
+
+
+def test_the_head_beside_adapters_of_a_half_precision_base_is_trained_in_float32(tokenizer, tmp_path):
+    """A weight of 0.5 has a step of 0.002 in bfloat16: updates of 0.0001 would all round to nothing."""
+    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
+    torch.nn.init.constant_(model.score.weight, 0.5)
+    settings = {"learning_rate": 1e-4, "lr_scheduler_type": "constant", "num_train_epochs": 1, "rankings_per_step": 6}
+    config = KwiseConfig(str(tmp_path), **settings, report_to="none", use_cpu=True, max_length=128, save_strategy="no")
+    trainer = KwiseTrainer(model, config, make_rankings(), None, tokenizer, LORA)
+    trainer.train()
+    weight = trainer.decoder.score.weight
+    assert weight.dtype == torch.float32
+    assert (weight != 0.5).all()
+    assert (weight.bfloat16() == 0.5).all()
+
+
+@pytest.mark.parametrize("saved", [None, ["score"]])
+def test_adapters_made_outside_must_train_the_head_itself(tokenizer, tmp_path, saved):
+    model = make_model(len(tokenizer), tokenizer.pad_token_id)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", modules_to_save=saved))
+    config = KwiseConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=128)
+    if saved:
+        assert KwiseTrainer(adapted, config, make_rankings(), None, tokenizer).decoder.score.weight.requires_grad
+    else:
+        with pytest.raises(ValueError, match=r"modules_to_save=\['score'\]"):
+            KwiseTrainer(adapted, config, make_rankings(), None, tokenizer)
+
+
+def test_files_encoded_after_the_tokenizer_was_mended_are_taken_and_before_it_refused_with_the_way_out(
+    llama2_tokenizer, tmp_path
+):
+    write_rankings(tmp_path / "train.jsonl", 6)
+    config = KwiseConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=128)
+    model = make_model(len(llama2_tokenizer), None)
+    early = encode_files(Encoder(llama2_tokenizer, 128, "left"), [str(tmp_path / "train.jsonl")])
+    with pytest.raises(ValueError, match=r"call kwise\.model\.backbone\.align"):
+        KwiseTrainer(model, config, early, None, llama2_tokenizer)
+    align(model, llama2_tokenizer)
+    encoded = encode_files(Encoder(llama2_tokenizer, 128, "left"), [str(tmp_path / "train.jsonl")])
+    assert len(KwiseTrainer(model, config, encoded, None, llama2_tokenizer).train_dataset) == 6
+
+
+def test_samples_per_second_count_rankings(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, rankings_per_step=2, max_steps=3)
+    trainer.train()
+    (end,) = (entry for entry in trainer.state.log_history if "train_runtime" in entry)
+    assert end["train_samples_per_second"] == pytest.approx(3 * 2 / end["train_runtime"], rel=1e-2)
+
+
+def test_a_checkpoint_of_the_model_alone_is_refused_in_words(tokenizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    make_trainer(tokenizer, tmp_path, **settings).train()
+    with pytest.raises(ValueError, match="holds the model only"):
+        make_trainer(tokenizer, tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 0}, {"num_train_epochs": 0}])
+def test_a_run_of_no_steps_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="nothing to train"):
+        KwiseConfig(str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1}, {"dataloader_drop_last": True}])
+def test_settings_that_rankings_do_not_go_by_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: would have no effect"):
+        KwiseConfig(str(tmp_path), use_cpu=True, **options)
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path):
