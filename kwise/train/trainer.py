@@ -396,7 +396,8 @@ class KwiseTrainer(Trainer):
 
     def _rewards(self, model: torch.nn.Module, row: Row) -> torch.Tensor:
         with self.compute_loss_context_manager():
-            rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=row.reward_at)
+            reward_at = torch.tensor(row.reward_at, device=self.decoder.device)
+            rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=reward_at)
         return rewards
 
     @cached_property
@@ -547,13 +548,13 @@ def read_rows(model: PreTrainedModel) -> None:
     """
     plain = type(model).forward
 
-    def forward(self: PreTrainedModel, *inputs: Any, reward_at: list[int] | None = None, **named: Any) -> Any:
+    def forward(self: PreTrainedModel, *inputs: Any, reward_at: torch.Tensor | None = None, **named: Any) -> Any:
         if reward_at is None:
             return plain(self, *inputs, **named)
         hidden = self.base_model(
             **{name: value for name, value in named.items() if value is not None}
         ).last_hidden_state
-        rewards = head_rewards(self, hidden[0, torch.tensor(reward_at, device=hidden.device)])
+        rewards = head_rewards(self, hidden[0, reward_at])
         return rewards.clone()  # FSDP2 hooks into what is returned, which must not be a view
 
     model.forward = types.MethodType(forward, model)

@@ -147,7 +147,7 @@ def _fault(generator: torch.Generator) -> str | None:
     floats: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     end = 11 + CHUNK + 8  # the last response is run in two pieces
     q, k, v = (torch.randn(2, heads, end, 8, **floats).requires_grad_() for heads in (2, 1, 1))
-    spans = [[(0, 6), (6, 11), (11, end)]]
+    spans = Spans([[(0, 6), (6, 11), (11, end)]])
     found = wanted = torch.zeros(())
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):

@@ -12,6 +12,7 @@ A token sees itself and, among the tokens before it, those of its own response a
 A layer with a sliding window of w tokens sees, of these, only positions less than w behind.
 """
 
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
@@ -19,7 +20,19 @@ from transformers import PreTrainedModel
 
 from kwise.records import Row
 
-Spans = list[list[tuple[int, int]]]  # per ranking: first and end index of its prefix, then of each response
+
+class Spans:
+    """Per ranking the first and end index of its prefix, then of each response.
+
+    No list, though it is read as one: torch.compile guards every number in a list that it is given, and would compile anew
+    for each row.
+    """
+
+    def __init__(self, rankings: list[list[tuple[int, int]]]) -> None:
+        self.rankings = rankings
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.rankings)
 
 
 def sees(ranking: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
@@ -69,7 +82,7 @@ def spans(row: Row) -> Spans:
 
     A single response continues its prefix, so the two are one block: the prefix, with no response beside it.
     """
-    found: Spans = [[] for _ in row.sizes]
+    found: list[list[tuple[int, int]]] = [[] for _ in row.sizes]
     start = 0
     for (ranking, response), tokens in groupby(zip(row.ranking, row.response, strict=True)):
         end = start + sum(1 for _ in tokens)
@@ -77,4 +90,4 @@ def spans(row: Row) -> Spans:
             found[ranking].append((start, start))  # a ranking whose responses share nothing
         found[ranking].append((start, end))
         start = end
-    return [[(own[0][0], own[1][1])] if len(own) == 2 else own for own in found]
+    return Spans([[(own[0][0], own[1][1])] if len(own) == 2 else own for own in found])

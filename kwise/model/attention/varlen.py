@@ -8,8 +8,9 @@ Which kernel torch runs, and so whether it does that, is the device's business: 
 
 import inspect
 import logging
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -31,8 +32,10 @@ HALF = (torch.bfloat16, torch.float16)  # what the kernel takes
 DEVICES = ("cuda",)
 
 
-class Ragged(NamedTuple):
-    """``keys`` [M] are indices into the row; ``ends_q`` and ``ends_k`` [S + 1] (int32) where each sequence begins and ends."""
+@dataclass(eq=False)
+class Ragged:
+    """``keys`` [M] are indices into the row; ``ends_q`` and ``ends_k`` [S + 1] (int32) where each sequence begins and ends. An
+    object for the reason that ``Spans`` is one."""
 
     keys: torch.Tensor
     ends_q: torch.Tensor
@@ -102,7 +105,7 @@ def fault(device: torch.device) -> str | None:
 
 def _fault(device: torch.device, window: int | None) -> str | None:
     generator = torch.Generator().manual_seed(0)
-    row = [[(0, 70), (70, 100), (100, 230)], [(230, 231), (231, 260), (260, 300)], [(300, 340)]]
+    row = Spans([[(0, 70), (70, 100), (100, 230)], [(230, 231), (231, 260), (260, 300)], [(300, 340)]])
     shapes = [(1, heads, 340, 64) for heads in (4, 2, 2, 4)]
     *inputs, weight = (torch.randn(shape, generator=generator).to(device, HALF[0]) for shape in shapes)
     results = []

@@ -13,7 +13,7 @@ from kwise.model import attention
 from kwise.model.attention import BACKENDS, attention_of, cascade, row_inputs, set_attention, varlen
 from kwise.model.attention.demands import demands
 from kwise.model.attention.exact import assert_exact
-from kwise.model.attention.rule import dense_mask, sees, spans
+from kwise.model.attention.rule import Spans, dense_mask, sees, spans
 from kwise.model.reward_model import row_rewards
 from kwise.records import EncodedRanking
 
@@ -170,7 +170,7 @@ def test_an_unknown_attention_names_the_known_ones():
 
 def test_spans_of_a_ranking_without_a_common_prefix_begin_with_an_empty_one():
     row = build_row([EncodedRanking([], [[3, 4], [5]], [1, 0], [0, 0]), EncodedRanking([6], [[7]], [0], [0])], [0, 1])
-    assert spans(row) == [[(0, 0), (0, 2), (2, 3)], [(3, 5)]]
+    assert list(spans(row)) == [[(0, 0), (0, 2), (2, 3)], [(3, 5)]]
 
 
 def test_a_decoder_with_windows_the_mask_does_not_know_of_is_refused():
@@ -203,8 +203,8 @@ def test_one_wrong_block_is_noticed_by_the_same_comparison(exact_llama, monkeypa
     expected = alone(exact_llama, rankings)
 
     def one_token_late(row):
-        (start, end), *own = spans(row)[0]
-        return [[(start, end - 1), (end - 1, own[0][1]), *own[1:]], *spans(row)[1:]]
+        ((start, end), *own), *others = spans(row)
+        return Spans([[(start, end - 1), (end - 1, own[0][1]), *own[1:]], *others])
 
     monkeypatch.setattr(attention, "spans", one_token_late)
     for backend in ("blockwise", "cascade"):
@@ -330,6 +330,22 @@ def test_a_compiled_decoder_gives_the_same_rewards_and_gradients(backend):
     again = gradients(model, loss_of(row_rewards(model, row), rankings))
     assert compiled.frame_count >= 2  # what stands before and after the attention, which is left as it is
     assert max((plain[name] - again[name]).abs().max() for name in plain) < 1e-12
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_of_other_shapes_compile_nothing_more_after_the_first_few(whole):
+    model = tiny_model()
+    set_attention(model)
+    compiled = CompileCounterWithBackend("aot_eager")
+    for module in [model.base_model] if whole else model.base_model.layers:
+        module.compile(backend=compiled)
+    frames = []
+    for seed in range(14):
+        rankings = random_rankings(seed, num=2 + seed % 3)
+        row_rewards(model, build_row(rankings, range(len(rankings)))).sum().backward()
+        frames.append(compiled.frame_count)
+    assert frames[0] > 0
+    assert frames[-1] == frames[5]
 
 
 @pytest.mark.parametrize("backend", ("blockwise", "cascade"))
