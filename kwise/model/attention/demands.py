@@ -40,10 +40,10 @@ def demands(model: PreTrainedModel) -> Demands:
         return Demands(own, "its attention cannot be exchanged from outside")
     heard: list[dict[str, Any]] = []
 
-    def listen(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    def listen(module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
         heard.append({"key": key.shape[-1], "value": value.shape[-1], **options})
         known = {name: options.get(name) for name in ("dropout", "scaling")}
-        return sdpa_attention_forward(module, query, key, value, mask, **known)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **known)
 
     AttentionInterface.register(LISTENER, listen)
     AttentionMaskInterface.register(LISTENER, sdpa_mask)
