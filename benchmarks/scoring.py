@@ -136,6 +136,7 @@ def main() -> None:
         }
         seconds = measure.interleaved(steps, given.reps)
         found["cases"][case] = {"seconds": seconds, "tokens": tokens, "scores": ours}
+        measure.write_json(given.json, found)
         for batch in ran:
             row = [case, f"pipeline, batch {batch}" if batch else "kwise"]
             row += [f"{statistics.median(seconds[f'{name} {batch}']):.2f}" for name in (KEPT, DEFAULT)]
@@ -147,7 +148,6 @@ def main() -> None:
     print("CPU seconds (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n")
     columns = ["case", "by", "s, kept", "s, default", "as each runs", "both default", "both kept"]
     measure.print_table([*columns, "by tokens", "tokens", "largest difference of scores"], rows)
-    measure.write_json(given.json, found)
 
 
 if __name__ == "__main__":
