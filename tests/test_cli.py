@@ -13,6 +13,7 @@ from command import run
 from tiny_models import tiny_model
 
 from kwise import RewardModel
+from kwise.cli import shell
 from kwise.model.reward_model import Settings
 
 METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "ndcg", "kendall_tau", "nll", "ece", "top1_ece"}
@@ -471,7 +472,9 @@ print(resident() - start)
         (["--scores", "a.jsonl", "./a.jsonl"], "a.jsonl is named twice, also as ./a.jsonl"),
         (["--ceiling", "--by", "kind", "a.jsonl"], "--ceiling is of judgements alone"),
         (["--ceiling", "--scores", "a.jsonl"], "--ceiling is of judgements alone"),
-        (["--scores", "a.jsonl", "--json", "."], ". is a folder: name a file for --json"),
+        (["--scores", "a.jsonl", "--json", "."], ". is a folder: name a file to write"),
+        (["--scores", "a.jsonl", "--json", "none/out.json"], "none is no folder to write out.json into"),
+        (["--ceiling", "a.jsonl", "--json", "a.jsonl"], "a.jsonl is read as a.jsonl"),
         (["--scores", "a.jsonl", "--results", "a.jsonl"], "a.jsonl is no folder: name one for --results"),
     ],
 )
@@ -492,3 +495,72 @@ def test_eval_of_one_prompt_shows_values_without_intervals(tmp_path):
     found = json.loads((tmp_path / "out.json").read_text())[str(file)]["all"]["pair_accuracy"]
     assert found == {"value": 1.0, "low": None, "high": None, "n": 1}
     assert "[" not in text
+
+
+def pairs_scored(path):
+    """Two pairs, one of them scored the wrong way round."""
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 0}
+    return write(path, [row, row | {"prompt": "r", "chosen_score": -1}])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "--scores", "a.json", "--json", "a.json"],
+        ["eval", "--scores", "./a.json", "b.jsonl", "--json", "link.json"],
+        ["eval", "--scores", "starling:suite", "--json", "suite/a.json"],
+        ["eval", "--scores", "rewardbench:a.json", "--json", "a.json"],
+        ["eval", "--ceiling", "a.json", "--json", "a.json"],
+        ["audit", "--scores", "a.json", "-o", "a.html"],
+        ["audit", "--scores", "a.json", "b.html", "-o", "b.html"],
+        ["audit", "--scores", "a.json", "c.png", "-o", "c.html"],
+        ["calibrate", "model", "a.json", "--json", "a.json"],
+        ["calibrate", "model", "b.jsonl", "--json", "model/kwise.json"],
+    ],
+    ids=" ".join,
+)
+def test_no_output_is_written_over_what_is_read(words, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite").mkdir()
+    for name in ("a.json", "b.jsonl", "b.html", "c.png", "suite/a.json"):
+        pairs_scored(tmp_path / name)
+    (tmp_path / "link.json").symlink_to("a.json")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, text = run(*words)
+    assert code == 1 and ("is read as" in text or "would be one of the files of starling:suite" in text)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("out", [".", "none/out.json"])
+@pytest.mark.parametrize("command", ["eval", "calibrate", "doctor"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(command, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    file = write(tmp_path / "held.jsonl", [nectar_row(0, 3)])
+    code, text = run(command, "empty", *([] if command == "doctor" else [file]), "--json", out)
+    assert code == 1 and ("is a folder: name a file to write" in text or "none is no folder" in text)
+
+
+def closed(*parts, **options):
+    """Stands for a terminal whose reader has gone."""
+    raise BrokenPipeError
+
+
+@pytest.mark.parametrize("what", ["eval", "ceiling", "calibrate", "doctor"])
+def test_what_was_found_is_written_before_anything_is_printed(what, model, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    held = ranked_by(model, tmp_path / "held.jsonl", 1.0)
+    twice = write(tmp_path / "twice.jsonl", [nectar_row(i // 2, 3) for i in range(8)])
+    (model / "kwise.json").unlink()
+    words = {
+        "eval": ["eval", "--scores", pairs_scored(tmp_path / "a.jsonl"), "--results", tmp_path / "results"],
+        "ceiling": ["eval", "--ceiling", twice],
+        "calibrate": ["calibrate", model, held],
+        "doctor": ["doctor", model, "--fix", tmp_path / "mended"],
+    }
+    monkeypatch.setattr(shell.console, "print", closed)
+    assert run(*words[what], "--json", out)[0] == 1
+    assert json.loads(out.read_text())
+    assert what != "eval" or (tmp_path / "results" / "scores.model-index.json").exists()
+    assert what != "calibrate" or json.loads((model / "kwise.json").read_text())["calibration"]
+    assert what != "doctor" or (tmp_path / "mended" / "kwise.json").exists()

@@ -16,6 +16,7 @@ from kwise.cli.shell import (
     SOURCE,
     app,
     bar_of,
+    check_outputs,
     console,
     errors,
     load_model,
@@ -70,10 +71,7 @@ def evaluate(
         from kwise.use.results import labels, write_results
         from kwise.use.tables import evaluation_tables
 
-        if json_out is not None and not json_out.parent.is_dir():
-            raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
-        if json_out is not None and json_out.is_dir():
-            raise ValueError(f"{json_out} is a folder: name a file for --json")
+        check_outputs(words, *filter(None, [json_out]))
         if results is not None and results.exists() and not results.is_dir():
             raise ValueError(f"{results} is no folder: name one for --results")
         if ceiling:
@@ -87,16 +85,20 @@ def evaluate(
         names = labels(words if compare else models, results is not None)
         columns = len(data) if compare else len(models) or 1
         found: dict[str, dict[str, Splits]] = {}
+        written: dict[str, list[Path]] = {}
         runs = foreign_scores(data, compare) if scores else model_scores(models, data, dtype, cache)
         for model, place, scored in runs:
-            found.setdefault(names.get(model, model), {})[place.name] = measure(place, scored)
-            if sum(place.name in splits for splits in found.values()) == columns:
-                show(evaluation_tables(place, {name: splits[place.name] for name, splits in found.items()}))
+            name = names.get(model, model)
+            found.setdefault(name, {})[place.name] = measure(place, scored)
+            # before anything is printed: who reads the output may be gone
             if json_out is not None:
                 json_out.write_text(json.dumps(evaluation_json(found), indent=2) + "\n", encoding="utf-8")
-        for name, own in found.items():
-            for file in write_results(results, name, own, data) if results is not None else ():
-                say(f"written: {file}")
+            if results is not None:
+                written[name] = write_results(results, name, found[name], data)
+            if sum(place.name in splits for splits in found.values()) == columns:
+                show(evaluation_tables(place, {name: splits[place.name] for name, splits in found.items()}))
+        for file in (file for own in written.values() for file in own):
+            say(f"written: {file}")
 
 
 def models_of(words: list[str], scores: bool, compare: bool) -> list[str]:
@@ -182,11 +184,11 @@ def audit(
         from kwise.train.run_folder import progress_bar
         from kwise.use.audit import audit as examine
         from kwise.use.audit import foreign_subjects, model_subject
-        from kwise.use.audit.report import check, heading, write
+        from kwise.use.audit.report import heading, outputs, write
         from kwise.use.evaluation import open_data
         from kwise.use.results import labels
 
-        check(out)
+        check_outputs(words, *outputs(out))
         models = models_of(words, scores, compare)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)
@@ -216,10 +218,11 @@ def show_ceilings(files: list[str], source: str, json_out: Path | None) -> None:
     found = {}
     for file in files:
         found[file] = {name: draws.metric() for name, draws in ceiling(read_repeated(file, source)).items()}
-        console.print(metrics_table(file, {"judgements": found[file]}))
     if json_out is not None:
         text = json.dumps({file: {n: m.to_json() for n, m in own.items()} for file, own in found.items()}, indent=2)
         json_out.write_text(text + "\n", encoding="utf-8")
+    for file, own in found.items():
+        console.print(metrics_table(file, {"judgements": own}))
 
 
 @app.command()
@@ -233,6 +236,7 @@ def calibrate(
 ) -> None:
     """Fit MODEL's temperature and centre to the held-out rankings in FILES, and keep them in MODEL."""
     with user_errors():
+        from kwise.model.reward_model import SETTINGS_FILE
         from kwise.train.run_folder import progress_bar
         from kwise.use.calibrate import calibrate as fit
         from kwise.use.calibrate import to_json
@@ -240,16 +244,16 @@ def calibrate(
 
         if not Path(model).is_dir():
             raise ValueError(f"{model} is no local folder: what is found is written into it, so save the model first")
-        if json_out is not None and not json_out.parent.is_dir():
-            raise ValueError(f"{json_out.parent} is no folder to write {json_out.name} into")
+        check_outputs([*files, str(Path(model, SETTINGS_FILE))], *filter(None, [json_out]))
         reward_model = load_model(model, dtype)
         with progress_bar(errors) as bar:
             task = bar.add_task("scoring", total=None)
             result = fit(reward_model, files, length, source, partial(show_progress, bar, task))
-        show(calibration_tables(result, length))
-        report_shortened(result.shortened, reward_model)
-        if json_out is not None:
-            json_out.write_text(json.dumps(to_json(result), indent=2) + "\n", encoding="utf-8")
+        # before anything is printed: who reads the output may be gone
         reward_model.settings.calibration = result.calibration
         reward_model.settings.write(model)
-    say(f"written to {Path(model) / 'kwise.json'}")
+        if json_out is not None:
+            json_out.write_text(json.dumps(to_json(result), indent=2) + "\n", encoding="utf-8")
+        show(calibration_tables(result, length))
+        report_shortened(result.shortened, reward_model)
+    say(f"written to {Path(model, SETTINGS_FILE)}")

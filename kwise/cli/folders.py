@@ -13,6 +13,7 @@ from kwise.cli.shell import (
     SOURCE,
     app,
     bar_of,
+    check_outputs,
     console,
     errors,
     quiet_libraries,
@@ -36,20 +37,22 @@ def doctor(
         from kwise.use.doctor.mend import fix as mend
         from kwise.use.doctor.report import tables, to_json
 
-        for out in filter(None, (json_out, fix)):
-            if out == fix and out.exists():
-                raise ValueError(f"{out} exists; choose another name")
-            if not out.parent.is_dir():
-                raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+        if fix is not None and fix.exists():
+            raise ValueError(f"{fix} exists; choose another name")
+        check_outputs([model], *filter(None, (json_out, fix)))
         quiet_libraries()
         with errors.status("reading the model as other tools do"):
             diagnosis = diagnose(model, tolerance)
-        for table in tables(diagnosis):
-            console.print(table)
+        # before anything is printed: who reads the output may be gone
         if json_out is not None:
             json_out.write_text(json.dumps(to_json(diagnosis), indent=2) + "\n", encoding="utf-8")
+        try:
+            done = mend(diagnosis, fix) if fix is not None else []
+        finally:  # what cannot be mended is in the tables
+            for table in tables(diagnosis):
+                console.print(table)
         if fix is not None:
-            for line in mend(diagnosis, fix):
+            for line in done:
                 say(f"mended: {line}")
             left = [each.id for each in diagnosis.findings if not each.mendable]
             say(f"copy in {fix}" + (f"; not mended: {', '.join(left)}" if left else ""))

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +49,25 @@ def user_errors() -> Iterator[None]:
         errors.print("error:", style="bold red", end=" ")
         say(str(error), errors)
         raise typer.Exit(1) from error
+
+
+def check_outputs(words: Sequence[str], *files: Path) -> None:
+    """Raise ``ValueError`` for one of ``files`` that cannot be written, or that is what one of ``words`` names or lies in the
+    folder of a suite among them: before any work is done."""
+    from kwise.use.suites import SUITES
+
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder: name a file to write")
+        if not file.parent.is_dir():
+            raise ValueError(f"{file.parent} is no folder to write {file.name} into")
+        for word in words:
+            suite, _, path = word.partition(":")
+            read = Path(path if suite in SUITES and path else word)
+            if file.exists() and read.exists() and file.samefile(read):
+                raise ValueError(f"{file} is read as {word}: choose another name to write to")
+            if suite in SUITES and path and read.resolve() in file.resolve().parents:
+                raise ValueError(f"{file} would be one of the files of {word}: choose another place to write to")
 
 
 def quiet_libraries() -> None:

@@ -22,19 +22,18 @@ WORDS = {
 PROBE_WORDS = WORDS | {"bias": ("▲", "fooled"), "none": ("●", "as it should be")}
 
 
-def check(out: Path) -> None:
-    """Raises ``ValueError`` for what cannot be written: before anything is scored."""
+def outputs(out: Path) -> list[Path]:
+    """The three files that ``write`` makes. Raises ``ValueError`` for another name than .html, and without matplotlib."""
     require_matplotlib()
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out}: the page's name must end in .html; .json and .png are written beside it")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+    return [out, out.with_suffix(".json"), out.with_suffix(".png")]
 
 
 def write(audit: Mapping[str, Any], out: Path) -> list[Path]:
     """Write ``out`` (HTML) and, beside it, the same name with .json and .png; gives the three. Texts of the data are escaped:
     they can be no markup, and the page forbids itself scripts and the network."""
-    files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
+    files = outputs(out)
     out.write_text(page(audit), encoding="utf-8")
     files[1].write_text(json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     png(audit, heading(audit), files[2])

@@ -125,6 +125,8 @@ def test_files_without_compare_are_one_model(tmp_path):
     [
         (["--scores", "scored.jsonl", "-o", "out.pdf"], "must end in .html"),
         (["--scores", "ranked.jsonl", "-o", "out.html"], "there is no score"),
+        (["--scores", "scored.jsonl", "-o", "none/out.html"], "none is no folder to write out.html into"),
+        (["--scores", "scored.jsonl", "-o", "folder.html"], "folder.html is a folder"),
         (["--compare", "model", "ranked.jsonl", "-o", "out.html"], "--compare is for --scores"),
         (["--scores", "equal.jsonl", "-o", "out.html"], "scores all answers to a prompt the same"),
         (["--scores", "scored.jsonl", "--by", "kind", "-o", "out.html"], "no such column"),
@@ -133,6 +135,7 @@ def test_files_without_compare_are_one_model(tmp_path):
 )
 def test_what_cannot_be_audited_is_an_error_in_words(words, problem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.html").mkdir()
     write(tmp_path / "scored.jsonl", rows())
     write(tmp_path / "ranked.jsonl", rows(scored=False))
     equal = [own | {"completions": [each | {"score": 1} for each in own["completions"]]} for own in rows()]
