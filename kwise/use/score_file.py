@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from jinja2 import TemplateError
 
 from kwise.data import sources
@@ -24,6 +25,7 @@ LISTS = {
     "score_lower": "scores_lower",
 }  # where a line holds bare texts
 WINDOW = 64  # lines scored together and then written together
+SAME = 1e-3  # nats: in float32 what one model gives the same line twice differs by less
 Gains = dict[str, float]
 Put = Callable[[list[Gains]], dict[str, Any]]
 Lines = Iterator[tuple[int, dict[str, Any] | DataError]]
@@ -59,9 +61,9 @@ def score_file(
     ``share`` (i, n) writes only every n-th window of ``WINDOW`` lines, from the i-th on (``kwise.use.score_shares``).
 
     ``resume`` goes on after the complete lines of ``out`` (of a share: after its whole windows, which are packed alike whoever
-    scores them), if the last of them belongs to its line of ``file`` and was scored
-    by the same calibration and ``c``, or by none; a half-written line is removed. Gives the counts of lines written, of lines
-    kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
+    scores them), if the last of them belongs to its line of ``file``, was scored by the same calibration and ``c``, or by
+    none, and gets the same scores again up to rounding; a half-written line is removed. Gives the counts of lines written, of
+    lines kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
     exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
     """
     how = columns_of(model, calibrated, c)  # before OUT is made
@@ -71,7 +73,7 @@ def score_file(
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
     lines = _windows(read_lines(file), *share)
-    kept = _kept(target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
+    kept = _kept(model, target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
     counts = {"written": 0, "kept": kept, "shortened": 0}
     window, problem = take_window(
         model, lines, file, choose
@@ -187,17 +189,20 @@ def _calibration(model: RewardModel) -> dict[str, float]:
     return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
 
 
-def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool, multiple: int) -> int:
+def _kept(
+    model: RewardModel, target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool, multiple: int
+) -> int:
     """Take the lines of ``target`` that are whole, up to the last ``multiple``, off ``lines``, and cut off what follows."""
     kept, last = _complete_lines(target, multiple)
+    number = 0
     row: dict[str, Any] | DataError | None = None
     for _ in range(kept):
-        _, row = next(lines, (0, None))
-    if kept and (not isinstance(row, dict) or not _same_but_scores(row, json.loads(last))):
+        number, row = next(lines, (0, None))
+    before = _read(last or b"{}")
+    if kept and (not isinstance(row, dict) or not _same_but_scores(row, before)):
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
         )
-    before = json.loads(last or b"{}")
     if kept and {name: before[name] for name in (CALIBRATION, LOWER_BOUND) if name in before} != how:
         raise ValueError(
             f"line {kept} of {target} was scored with another calibration or lower bound, or with none where this run has "
@@ -207,11 +212,50 @@ def _kept(target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bo
         raise ValueError(
             f"line {kept} of {target} was written by 'kwise {'score' if choose else 'best'}', not by this command"
         )
+    if kept and isinstance(row, dict) and not _scored_alike(model, number, row, before, file, how, choose):
+        raise ValueError(
+            f"line {kept} of {target} has other scores than this model gives it: it was scored by another model, or in another "
+            "precision"
+        )
     return kept
 
 
+def _scored_alike(
+    model: RewardModel, number: int, row: dict[str, Any], before: Any, file: str, how: dict[str, Any], choose: bool
+) -> bool:
+    """Does ``row`` get the scores of ``before`` again, up to rounding? It is run alone now and was run among others then, which
+    half precision feels more than float32: there 16 of its last digits are allowed."""
+    window, problem = take_window(model, iter([(number, row)]), file, choose)
+    if problem:
+        raise problem
+    (scored,) = scored_rows(model, window, file, how, choose)
+    again = _read(json.dumps(scored, default=str))
+    calibration = model.settings.calibration
+    scale = calibration.temperature if CALIBRATION in how and calibration is not None else 1.0
+    digit = torch.finfo(model.model.dtype).eps
+    allowed = max(SAME, 16 * digit) * (1 + how.get(LOWER_BOUND, 0.0)) / scale
+    # of two responses that score nearly alike either may be the best
+    return _alike(without(again, *BEST), without(before, *BEST), 4 * digit, allowed)
+
+
+def _alike(one: Any, other: Any, relative: float, absolute: float) -> bool:
+    """Are two JSON values the same but for numbers so close?"""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name], relative, absolute) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_alike(*two, relative, absolute) for two in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
+    return bool(one == other)
+
+
+def _read(text: str | bytes) -> Any:
+    """A line of an output; NaN, which is not equal to itself, as text."""
+    return json.loads(text, parse_constant=str)
+
+
 def _same_but_scores(row: dict[str, Any], scored: Any) -> bool:
-    plain = json.loads(json.dumps(row, default=str))
+    plain = _read(json.dumps(row, default=str))
     sides = (f"{side}_{gain}" for side in ("chosen", "rejected") for gain in GAINS)
     battles = (f"{gain}_{side}" for side in "ab" for gain in GAINS)
     written = {*GAINS, *sides, *battles, *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
@@ -275,7 +319,9 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
             stale = (f"{side}_{gain}" for side in sides for gain in GAINS)
             return without(row, *stale) | {name: value if listed else value[0] for name, value in values.items()}
         if source == "battles":
-            return row | {f"{name}_{side}": gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
+            stale = (f"{gain}_{side}" for side in "ab" for gain in GAINS)
+            named = {f"{name}_{side}": gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
+            return without(row, *stale) | named
         column = "answers" if source == "nectar" else "completions"
         return row | {column: [without(item, *GAINS) | gain for item, gain in zip(row[column], gains, strict=True)]}
 

@@ -13,6 +13,7 @@ class WordCounter(torch.nn.Module):
     """Stands where a decoder would; remembers how many responses it was asked for."""
 
     config, device = SimpleNamespace(_attn_implementation="none"), torch.device("cpu")
+    dtype = torch.float32
     scored = 0
 
 

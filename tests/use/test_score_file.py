@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 from stub import stub_reward_model
 
 from kwise import DataError
@@ -378,6 +379,7 @@ def test_columns_of_the_users_own_stay(model, tmp_path):
         {"prompt": "q", "response": "a b"},
         {"prompt": "q", "responses": ["a b"]},
         {"prompt": "q", "chosen": "a b", "rejected": "c"},
+        {"prompt": "q", "response_a": "a", "response_b": "b c", "winner": "model_b"},
         {"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]},
     ],
 )
@@ -395,3 +397,81 @@ def test_best_does_not_go_on_with_what_score_wrote(model, tmp_path):
     score_file(model, file, str(out))
     with pytest.raises(ValueError, match=r"was written by 'kwise score'"):
         score_file(model, file, str(out), resume=True, choose=True)
+
+
+LINES = [
+    {"prompt": "q", "response": "a b"},
+    {"prompt": "q", "responses": ["a b", "c"]},
+    {"prompt": "q", "chosen": "a b", "rejected": "c"},
+    {"prompt": "q", "response_a": "a", "response_b": "b c", "winner": "model_b"},
+    {"context": [user("q")], "completions": [{"completion": "a"}, {"completion": "b c"}]},
+    {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "a"}, {"answer": "b c"}]},
+]
+
+
+def moved_by(model, monkeypatch, nats):
+    """From here on another model: its rewards are higher by so many nats."""
+    score = type(model).score_encoded
+    monkeypatch.setattr(
+        type(model), "score_encoded", lambda self, items: ([each + nats for each in own] for own in score(self, items))
+    )
+
+
+@pytest.mark.parametrize("row", LINES)
+@pytest.mark.parametrize(
+    ("dtype", "nats", "alike"),
+    [
+        (torch.float32, 2e-3, False),
+        (torch.float32, 5e-4, True),
+        (torch.bfloat16, 0.2, False),
+        (torch.bfloat16, 0.1, True),
+    ],
+    ids=str,
+)
+def test_resume_goes_on_only_with_scores_that_this_model_gives(model, tmp_path, monkeypatch, row, dtype, nats, alike):
+    source, out = write(tmp_path / "in.jsonl", [row] * 5), tmp_path / "out.jsonl"
+    score_file(model, source, str(out))
+    out.write_bytes(part := b"".join(out.read_bytes().splitlines(keepends=True)[:3]))
+    monkeypatch.setattr(type(model.model), "dtype", dtype)
+    moved_by(model, monkeypatch, nats)
+    if alike:
+        assert score_file(model, source, str(out), resume=True) == {"written": 2, "kept": 3, "shortened": 0}
+    else:
+        with pytest.raises(ValueError, match=r"line 3 of .* has other scores than this model gives it"):
+            score_file(model, source, str(out), resume=True)
+        assert out.read_bytes() == part
+
+
+@pytest.mark.parametrize(("temperature", "alike"), [(0.01, True), (100.0, False)])
+def test_calibrated_scores_are_compared_in_nats_of_the_reward(model, tmp_path, monkeypatch, temperature, alike):
+    model.settings.calibration = Calibration(temperature=temperature, centre=1.0)
+    source, out = write(tmp_path / "in.jsonl", conversations(5)), tmp_path / "out.jsonl"
+    score_file(model, source, str(out), calibrated=True)
+    moved_by(model, monkeypatch, 5e-4 if alike else 2e-3)
+    if alike:
+        assert score_file(model, source, str(out), resume=True, calibrated=True)["kept"] == 5
+    else:
+        with pytest.raises(ValueError, match="has other scores"):
+            score_file(model, source, str(out), resume=True, calibrated=True)
+
+
+def test_bounds_of_another_uncertainty_are_not_gone_on_with(model, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", conversations(5)), tmp_path / "out.jsonl"
+    score_file(model, source, str(out), c=1.0)
+    monkeypatch.setattr(
+        type(model),
+        "score_with_errors",
+        lambda self, items: ((own, [0.0] * len(own)) for own in self.score_encoded(items)),
+    )
+    with pytest.raises(ValueError, match="has other scores"):
+        score_file(model, source, str(out), resume=True, c=1.0)
+
+
+def test_resume_knows_its_own_output_also_where_a_column_is_nan(model, tmp_path):
+    rows = [row | {"weight": math.nan, "more": {"x": [math.inf, math.nan]}} for row in conversations(5)]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    score_file(model, source, str(out))
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    assert score_file(model, source, str(out), resume=True)["kept"] == 3
+    assert out.read_bytes() == whole
