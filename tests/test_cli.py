@@ -476,6 +476,10 @@ print(resident() - start)
         (["--scores", "a.jsonl", "--json", "none/out.json"], "none is no folder to write out.json into"),
         (["--ceiling", "a.jsonl", "--json", "a.jsonl"], "a.jsonl is read as a.jsonl"),
         (["--scores", "a.jsonl", "--results", "a.jsonl"], "a.jsonl is no folder: name one for --results"),
+        (
+            ["--scores", "rewardbench:a.jsonl", "rewardbench:b", "--results", "new"],
+            "are one file in reward-bench-results",
+        ),
     ],
 )
 def test_eval_says_what_it_cannot_do_before_it_does_anything(tmp_path, monkeypatch, words, message):

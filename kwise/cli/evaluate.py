@@ -68,7 +68,7 @@ def evaluate(
             open_data,
             refuse_repeated,
         )
-        from kwise.use.results import labels, write_results
+        from kwise.use.results import labels, refuse_shared_files, write_results
         from kwise.use.tables import evaluation_tables
 
         check_outputs(words, *filter(None, [json_out]))
@@ -81,6 +81,8 @@ def evaluate(
             show_ceilings(words, source, json_out)
             return
         models = models_of(words, scores, compare)
+        if results is not None:
+            refuse_shared_files(words[len(models) :])
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models, results is not None)
         columns = len(data) if compare else len(models) or 1

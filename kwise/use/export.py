@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import combinations
@@ -109,7 +109,8 @@ def export(
         copy = RewardModel.from_pretrained(written, dtype=None)
         after = _score(copy, compared if dtype else rankings, "scoring the folder written", progress)
         change = _change(dtype, before, after) if dtype else None
-        metrics = {_name(file): _measured(copy, own, after[file]) for file, own in rankings.items()}
+        names = _names(rankings)
+        metrics = {names[file]: _measured(copy, own, after[file]) for file, own in rankings.items()}
         copy.settings = _published(settings, change)
         copy.settings.write(written)
         card = model_card(repo or out.name, copy, metrics)
@@ -184,6 +185,12 @@ def _name(file: str) -> str:
     return Path(file).name
 
 
+def _names(files: Iterable[str]) -> dict[str, str]:
+    """``_name`` of each, or the file as given where two would be called alike."""
+    names = {file: _name(file) for file in files}
+    return {file: name if list(names.values()).count(name) == 1 else file for file, name in names.items()}
+
+
 def _score(
     model: RewardModel, rankings: dict[str, list[Ranking]], what: str, progress: Progress
 ) -> dict[str, list[list[float]]]:
@@ -216,4 +223,4 @@ def _change(dtype: str, before: dict[str, list[list[float]]], after: dict[str, l
                     pairs += 1
                     flipped += (old[i] - old[j]) * (new[i] - new[j]) <= 0
     mean = sum(differences) / len(differences)
-    return Change(dtype, [_name(file) for file in before], len(differences), max(differences), mean, pairs, flipped)
+    return Change(dtype, list(_names(before).values()), len(differences), max(differences), mean, pairs, flipped)

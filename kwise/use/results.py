@@ -38,6 +38,16 @@ def _label(model: str) -> str:
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
+def refuse_shared_files(words: Sequence[str]) -> None:
+    """Raise ``ValueError`` for two data sets whose results would be written to one file, before anything is scored."""
+    known: dict[str, str] = {}
+    for word in words:
+        home, parts = REWARDBENCH.get(word.partition(":")[0], ("", {}))
+        for file in (f"{home}/{part}" for part in parts):
+            if known.setdefault(file, word) != word:
+                raise ValueError(f"--results of {known[file]} and of {word} are one file in {file}: give one at a time")
+
+
 def write_results(folder: Path, name: str, found: Mapping[str, Splits], data: Sequence[Data]) -> list[Path]:
     """Write what the model ``name`` got on ``data`` below ``folder``; gives the files written.
 

@@ -151,6 +151,17 @@ def test_eval_measures_the_bias_table_by_hand_count(folder, rankings, tmp_path):
     assert measured["longer_wins"].value == pytest.approx(3 / 7)
 
 
+def test_two_files_of_one_name_are_both_in_the_card(folder, rankings, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(rankings, tmp_path / name / "held.jsonl")
+    files = [str(tmp_path / name / "held.jsonl") for name in ("one", "two")]
+    result = export(folder, tmp_path / "out", "bfloat16", files)
+    assert list(result.metrics) == result.change.data == files
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(file in card for file in files)
+
+
 def test_metadata_is_what_the_hub_reads_with_the_task_of_rewardbench(folder, rankings, tmp_path):
     from huggingface_hub import ModelCard
 

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from kwise.use.evaluation import foreign_scores, measure, open_data
-from kwise.use.results import labels, model_index, write_results
+from kwise.use.results import labels, model_index, refuse_shared_files, write_results
 
 
 def rewardbench_file(folder):
@@ -85,3 +85,13 @@ def test_models_have_short_names_unless_these_are_the_same(tmp_path):
     assert labels([second, third]) == {second: second, third: third}
     with pytest.raises(ValueError, match="two of these models have one name"):
         labels([second, third], for_files=True)
+
+
+@pytest.mark.parametrize("words", [["rewardbench:a", "rewardbench:b"], ["x.jsonl", "rewardbench", "rewardbench-prior"]])
+def test_two_data_sets_whose_results_are_one_file_are_refused(words):
+    with pytest.raises(ValueError, match="are one file in reward-bench-results/eval-set"):
+        refuse_shared_files(words)
+
+
+def test_data_sets_whose_results_are_files_of_their_own_are_not_refused():
+    refuse_shared_files(["rewardbench:a", "rewardbench2:b", "a/x.jsonl", "b/x.jsonl", "starling:a", "starling:b"])

@@ -52,9 +52,10 @@ def distribution(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
 
 
 def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[str, list[dict[str, Any]]]:
-    """The mean reward by ``file``, by part (of a suite, or of the column ``by``), and by tenth of the data in their
-    order (fewer steps if there are few rankings). What has less than ``MIN_PROMPTS`` rankings has no interval."""
-    parts = {"file": [Path(ranking.file).name for ranking in rankings]}
+    """The mean reward by file (``file_names``), by part (of a suite, or of the column ``by``), and by tenth of the data in
+    their order (fewer steps if there are few rankings). What has less than ``MIN_PROMPTS`` rankings has no interval."""
+    names = file_names(rankings)
+    parts = {"file": [names[ranking.file] for ranking in rankings]}
     column = by or PART
     if any(column in ranking.columns for ranking in rankings):
         parts[column] = [str(ranking.columns.get(column, "-")) for ranking in rankings]
@@ -62,6 +63,12 @@ def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[s
     if steps > 1:
         parts["place in the data"] = [f"{1 + i * steps // len(rankings)}" for i in range(len(rankings))]
     return {name: _means(labels, rankings, rewards) for name, labels in parts.items()}
+
+
+def file_names(rankings: Sequence[Ranking]) -> dict[str, str]:
+    """The last part of each file's path, or the path as given where two files would be called alike."""
+    names = {ranking.file: Path(ranking.file).name for ranking in rankings}
+    return {file: name if list(names.values()).count(name) == 1 else file for file, name in names.items()}
 
 
 def _means(labels: Sequence[str], rankings: Sequence[Ranking], rewards: Table) -> list[dict[str, Any]]:
@@ -259,7 +266,7 @@ def mistakes(rankings: Sequence[Ranking], rewards: Table, spread: float) -> list
             gap = own[worse] - own[better]
             if gap > worst.get(ranking.group, (0.0,))[0]:
                 worst[ranking.group] = (gap, i, better, worse)
-    found = []
+    found, names = [], file_names(rankings)
     for gap, i, better, worse in sorted(worst.values(), reverse=True)[:MISTAKES]:
         ranking = rankings[i]
         sides = {
@@ -272,7 +279,7 @@ def mistakes(rankings: Sequence[Ranking], rewards: Table, spread: float) -> list
             }
             for name, k in (("better", better), ("worse", worse))
         }
-        where = {"file": Path(ranking.file).name, "line": ranking.line}
+        where = {"file": names[ranking.file], "line": ranking.line}
         prompt = beginning(ranking.messages[-1]["content"], PROMPT)
         found.append(where | {"prompt": prompt, "gap": gap, "gap_sd": gap / spread} | sides)
     return found

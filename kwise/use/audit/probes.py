@@ -155,9 +155,10 @@ def run_probes(
     by_group: dict[str, list[int]] = {}
     for i, ranking in enumerate(rankings):
         by_group.setdefault(ranking.group, []).append(i)
-    drawn = rng.permutation(list(by_group))[:sample]
+    groups = list(by_group)
+    drawn = [groups[i] for i in rng.permutation(len(groups))[:sample]]
     asked: list[tuple[int, str, str, str]] = []
-    for group in sorted(map(str, drawn)):
+    for group in sorted(drawn):
         i = int(rng.choice(by_group[group]))
         text = rankings[i].responses[int(rng.integers(len(rankings[i].responses)))]
         for probe in PROBES:

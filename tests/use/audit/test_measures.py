@@ -112,6 +112,14 @@ def test_drift_means_by_file_and_part(ranking):
     assert "place in the data" not in found
 
 
+def test_two_files_of_one_name_are_told_apart(ranking):
+    rankings = [ranking(file, ["x", "y"], file=file) for file in ("a/s.jsonl", "b/s.jsonl", "b/t.jsonl")]
+    rewards = [[1, 2], [3, 5], [6, 7]]
+    found = {row["label"]: row["value"] for row in drift(rankings, rewards, None)["file"]}
+    assert found == {"a/s.jsonl": 1.5, "b/s.jsonl": 4.0, "t.jsonl": 6.5}
+    assert [own["file"] for own in mistakes(rankings, rewards, 1.0)] == ["b/s.jsonl", "t.jsonl", "a/s.jsonl"]
+
+
 @pytest.mark.parametrize(("count", "steps", "first"), [(25, 2, 6.0), (100, 10, 4.5), (19, 0, None)])
 def test_drift_by_place_has_steps_of_ten_rankings_or_more(count, steps, first, ranking):
     rankings = [ranking(str(i), ["x", "y"]) for i in range(count)]

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -123,6 +124,24 @@ def test_one_answer_of_each_prompt_drawn_is_edited_and_the_draw_is_the_same_ever
     assert len(by_name["padding"].groups) == len(set(by_name["padding"].groups)) == 20
     assert len(by_name["swap"].groups) == len(SWAPS)  # all there are
     assert by_name["padding"].before == by_name["flattery"].before
+
+
+def test_prompts_are_drawn_whatever_is_in_them_and_in_no_more_memory_than_they_have(ranking):
+    texts = [f"prompt {i}\0" for i in range(300)]
+    texts[7] = "x" * 1_000_000
+    rankings = [ranking(text, ["One. Two.", "Three."]) for text in texts]
+    tracemalloc.start()
+    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 299)}
+    assert len(found["padding"].groups) == 299
+    assert tracemalloc.get_traced_memory()[1] < 100e6  # as an array of texts of one width the prompts are 1.2 GB
+    tracemalloc.stop()
+
+
+def test_the_draw_is_that_of_the_prompts_themselves(ranking):
+    rankings = [ranking(f"prompt {i}", ["One. Two.", "Three."]) for i in range(50)]
+    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 10)}["padding"].groups
+    drawn = np.random.default_rng(0).permutation([own.group for own in rankings])[:10]
+    assert found == sorted(map(str, drawn))
 
 
 def test_probes_of_too_few_answers_say_so():
