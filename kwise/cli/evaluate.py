@@ -186,6 +186,8 @@ def audit(
         from kwise.train.run_folder import progress_bar
         from kwise.use.audit import audit as examine
         from kwise.use.audit import foreign_subjects, model_subject
+        from kwise.use.audit.features import check_rankings
+        from kwise.use.audit.figures import check_models
         from kwise.use.audit.report import heading, outputs, write
         from kwise.use.evaluation import open_data
         from kwise.use.results import labels
@@ -194,12 +196,14 @@ def audit(
         models = models_of(words, scores, compare)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)
+        check_models(names)
         rankings = [ranking for place in data for ranking in place.rankings]
         subjects: dict[str, Subject] = {}
         notes: list[str] = []
         if scores:
             rankings, found, notes = foreign_subjects(data, compare)
             subjects = {names.get(name, name): own for name, own in found.items()}
+        check_rankings(rankings)
         for model in models:
             reward_model = load_model(model, dtype)
             kept = open_cache(reward_model) if cache else None

@@ -88,6 +88,12 @@ UNFIT = {
     "tied": ([[1.0, 0.0]] * 3, [[1, 1]] * 3, "all responses are tied"),
     "equal rewards": ([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], [[1, 2]] * 3, "equal rewards"),
     "separable": ([[1.0, 0.0], [2.0, 0.0], [5.0, 5.0]], [[1, 2]] * 3, "all 3 pairs are in the right order"),
+    # the better response scores higher by -1/2, -1/2, 3/2, -3/2, 1/2, 1/2 in turn: by nothing in all, but for rounding
+    "at chance": (
+        [[i % 3 + offset, i % 2 + 0.5 + offset] for offset in (10, 0) for i in range(30)],
+        [[1, 2]] * 60,
+        "no better than chance",
+    ),
     "reversed": ([[0.0, 1.0], [0.0, 2.0], [0.5, 0.0]], [[1, 2]] * 3, "no better than chance"),
 }
 
@@ -96,7 +102,7 @@ UNFIT = {
 def test_rankings_that_determine_no_temperature_say_why(case):
     rewards, ranks, problem = UNFIT[case]
     with pytest.raises(ValueError, match=problem):
-        fit_calibration(rewards, ranks, GROUPS)
+        fit_calibration(rewards, ranks, GROUPS * (len(ranks) // 3))
 
 
 def test_one_prompt_is_not_enough():

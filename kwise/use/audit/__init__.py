@@ -43,7 +43,7 @@ def audit(
 
     ``data`` are the names of what ``rankings`` were read from, ``by`` a column whose values are shown apart. Later models are
     compared with the first. Raises ``ValueError`` for a reward that is missing, NaN or infinite, for rankings of fewer than two
-    prompts, and for scores that are all equal within prompts.
+    prompts or all tied, and for scores that are all equal within prompts.
     """
     answers = read_answers(rankings)
     design = Design(answers)

@@ -72,11 +72,19 @@ class Answers:
         return len(np.unique(self.group[self.within(column) != 0]))
 
 
+def check_rankings(rankings: Sequence[Ranking]) -> None:
+    """Raise ``ValueError`` for rankings of fewer than two prompts, and for such as rank nothing: before anything is scored."""
+    prompts = len({ranking.group for ranking in rankings})
+    if prompts < 2:
+        raise ValueError(f"an audit needs rankings of at least two prompts, these are of {prompts}")
+    if all(len(set(ranking.ranks)) < 2 for ranking in rankings):
+        raise ValueError("in every ranking all answers are tied: there is no quality to hold the rewards against")
+
+
 def read_answers(rankings: Sequence[Ranking]) -> Answers:
-    """The answers of ``rankings`` in order. Raises ``ValueError`` if there are none, or only one prompt."""
+    """The answers of ``rankings`` in order. Raises ``ValueError`` where ``check_rankings`` does."""
+    check_rankings(rankings)
     groups = {group: i for i, group in enumerate(dict.fromkeys(ranking.group for ranking in rankings))}
-    if len(groups) < 2:
-        raise ValueError(f"an audit needs rankings of at least two prompts, these are of {len(groups)}")
     owner = np.array([i for i, ranking in enumerate(rankings) for _ in ranking.ranks])
     level: list[int] = []
     levels: list[int] = []

@@ -6,7 +6,7 @@ marks, all others hollow. matplotlib comes with the extra ``audit``.
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ def require_matplotlib() -> None:
         version("matplotlib")
     except PackageNotFoundError as error:
         raise ValueError("drawing an audit needs matplotlib: pip install 'kwise[audit]'") from error
+
+
+def check_models(models: Collection[str]) -> None:
+    """Raise ``ValueError`` for more models than the figures tell apart: before anything is scored."""
+    if len(models) > len(COLOURS):
+        raise ValueError(f"{len(models)} models: an audit's figures tell {len(COLOURS)} apart")
 
 
 def draw_effects(axes: Any, models: Models) -> None:
@@ -285,7 +291,9 @@ FIGURES: dict[str, tuple[str, Callable[[Any, Models], None]]] = {
 
 def drawable(audit: Mapping[str, Any]) -> list[str]:
     """The keys of ``FIGURES`` that this audit has something to show for."""
-    return [name for name in FIGURES if name != "probes" or _probed(audit["models"])]
+    models = audit["models"]
+    empty = {"probes": not _probed(models), "length": not next(iter(models.values()))["length"]["curve"]}
+    return [name for name in FIGURES if not empty.get(name)]
 
 
 def svg(name: str, audit: Mapping[str, Any]) -> str:

@@ -111,6 +111,24 @@ def test_scores_of_two_models_are_compared(tmp_path):
     assert found["differences"]["bad.jsonl - good.jsonl"]["overview"][0]["value"] == -1.0
 
 
+def test_six_models_are_drawn(tmp_path):
+    files = [write(tmp_path / f"{i}.jsonl", rows()) for i in range(6)]
+    code, text = run("audit", "--scores", "--compare", *files, "-o", tmp_path / "out.html")
+    assert code == 0, text
+
+
+def test_of_too_few_answers_for_a_curve_of_length_all_else_is_shown(tmp_path):
+    pairs = [
+        {"prompt": f"q{i}", "chosen": "a" * (2 + i), "rejected": "b", "chosen_score": i, "rejected_score": 1}
+        for i in range(5)
+    ]
+    code, text = run("audit", "--scores", write(tmp_path / "five.jsonl", pairs), "-o", tmp_path / "out.html")
+    assert code == 0, text
+    assert json.loads((tmp_path / "out.json").read_text())["models"]["scores"]["length"]["curve"] == []
+    html = (tmp_path / "out.html").read_text()
+    assert "<b>Length.</b>" not in html and "<b>Rewards.</b>" in html
+
+
 def test_files_without_compare_are_one_model(tmp_path):
     lines = rows()
     files = [write(tmp_path / name, part) for name, part in (("a.jsonl", lines[:10]), ("b.jsonl", lines[10:]))]
@@ -129,6 +147,9 @@ def test_files_without_compare_are_one_model(tmp_path):
         (["--scores", "scored.jsonl", "-o", "folder.html"], "folder.html is a folder"),
         (["--compare", "model", "ranked.jsonl", "-o", "out.html"], "--compare is for --scores"),
         (["--scores", "equal.jsonl", "-o", "out.html"], "scores all answers to a prompt the same"),
+        (["--scores", "tied.jsonl", "-o", "out.html"], "in every ranking all answers are tied"),
+        (["model", "tied.jsonl", "-o", "out.html"], "in every ranking all answers are tied"),
+        (["--scores", "--compare", *(f"{i}.jsonl" for i in range(7)), "-o", "out.html"], "figures tell 6 apart"),
         (["--scores", "scored.jsonl", "--by", "kind", "-o", "out.html"], "no such column"),
         (["scored.jsonl", "-o", "out.html"], "taken for a model"),
     ],
@@ -140,6 +161,12 @@ def test_what_cannot_be_audited_is_an_error_in_words(words, problem, tmp_path, m
     write(tmp_path / "ranked.jsonl", rows(scored=False))
     equal = [own | {"completions": [each | {"score": 1} for each in own["completions"]]} for own in rows()]
     write(tmp_path / "equal.jsonl", equal)
+    tied = [own | {"completions": [each | {"rank": 1} for each in own["completions"]]} for own in rows()]
+    write(tmp_path / "tied.jsonl", tied)
+    for i in range(7):
+        write(tmp_path / f"{i}.jsonl", rows())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
     code, text = run("audit", *words)
     assert code == 1
     assert problem in text
