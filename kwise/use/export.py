@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import combinations
@@ -78,7 +79,8 @@ def export(
     ``repo`` the folder is uploaded to the hub as ``owner/name``.
 
     Raises ``ValueError`` for an ``out`` that exists, a quantised model, a precision that is unknown, not installed or too
-    small for the model's numbers, and what loading refuses; ``DataError`` for a bad line.
+    small for the model's numbers, what loading refuses, and a hub that cannot be had (``out`` is whole where only the upload
+    failed); ``DataError`` for a bad line.
     """
     if dtype is not None and dtype not in PRECISIONS:
         raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(PRECISIONS)}")
@@ -89,7 +91,8 @@ def export(
     if repo is not None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
             raise ValueError(f"'{repo}' is no hub id; give OWNER/NAME")
-        HfApi().whoami()  # whoever is not logged in learns it before the work is done
+        with _hub_errors("the hub does not say who you are: is it in reach, and did you 'hf auth login'?"):
+            HfApi().whoami()  # whoever is not logged in learns it before the work is done
     rankings = {file: list(read_rankings(file, source)) for file in files}
     compared = rankings or {STARTER: list(read_rankings(STARTER))}
 
@@ -117,10 +120,19 @@ def export(
         Path(written, "README.md").write_text(card, encoding="utf-8")
         written.rename(out)
     if repo is not None:
-        api = HfApi()
-        api.create_repo(repo, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(out), commit_message="Reward model, by kwise export")
+        with _hub_errors(f"{out} is written, but the hub did not take it; upload it by 'hf upload {repo} {out}'"):
+            api = HfApi()
+            api.create_repo(repo, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=str(out), commit_message="Reward model, by kwise export")
     return Exported(metrics, change, notes)
+
+
+@contextmanager
+def _hub_errors(problem: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub client raises many unrelated types; all mean that the hub cannot be had
+        raise ValueError(f"{problem} ({error})") from error
 
 
 def load_float32(folder: str) -> tuple[RewardModel, str]:

@@ -362,6 +362,29 @@ def test_push_logs_in_first_and_uploads_the_finished_folder(folder, tmp_path, mo
     )
 
 
+@pytest.mark.parametrize(
+    ("call", "problem", "written"),
+    [
+        ("whoami", "the hub does not say who you are", False),
+        ("create_repo", "out is written, but the hub did not take it", True),
+        ("upload_folder", "upload it by 'hf upload somebody/rm", True),
+    ],
+)
+def test_a_hub_out_of_reach_is_one_message(call, problem, written, folder, tmp_path, monkeypatch):
+    class Down(Hub):
+        def __getattr__(self, name):
+            if name == call:
+                raise RuntimeError("connection refused")  # as of the hub's HTTP library, neither ValueError nor OSError
+            return super().__getattr__(name)
+
+    Hub.calls = []
+    monkeypatch.setattr(exporting, "HfApi", Down)
+    result = CliRunner().invoke(app, ["export", folder, "-o", str(tmp_path / "out"), "--push", "somebody/rm"])
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and problem in text and "(connection refused)" in text
+    assert (tmp_path / "out").exists() == written
+
+
 def test_what_push_hands_over_is_what_the_hub_library_takes():
     import inspect
 
