@@ -34,11 +34,12 @@ def doctor(
     """What other tools read from MODEL, whether they agree with kwise score, and the mends. Exit code 1 if all is not well."""
     with user_errors():
         from kwise.use.doctor import diagnose
+        from kwise.use.doctor.mend import check_out
         from kwise.use.doctor.mend import fix as mend
         from kwise.use.doctor.report import tables, to_json
 
-        if fix is not None and fix.exists():
-            raise ValueError(f"{fix} exists; choose another name")
+        if fix is not None:
+            check_out(Path(model), fix)
         check_outputs([model], *filter(None, (json_out, fix)))
         quiet_libraries()
         with errors.status("reading the model as other tools do"):

@@ -20,7 +20,7 @@ from kwise.model import smollm2
 from kwise.model.reward_model import Settings
 from kwise.train.recipe import build_recipe
 from kwise.train.run import train
-from kwise.use.doctor import diagnose
+from kwise.use.doctor import Diagnosis, diagnose
 from kwise.use.doctor.mend import fix
 
 pytest.importorskip("trl")
@@ -437,6 +437,25 @@ def test_the_command_says_all_in_100_columns_and_its_exit_code_says_if_all_is_we
     assert [each.id for each in left] == ["open_turn"]
     code, text = run_doctor(healthy, "--fix", tmp_path / "mended")
     assert code == 1 and "exists; choose another name" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-0.001", "inf"])
+def test_a_tolerance_that_is_none_is_refused(tmp_path, tolerance):
+    code, text = run_doctor(tmp_path, "--tolerance", tolerance)
+    assert code == 1 and "the tolerance is how far scores may lie apart" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "out"), [(".", "mended"), ("../model", "deeper/mended"), ("link", "../model/mended")]
+)
+def test_no_copy_is_made_inside_the_folder_that_is_copied(tmp_path, monkeypatch, model, out):
+    (tmp_path / "model" / "deeper").mkdir(parents=True)
+    (tmp_path / "model" / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    code, text = run_doctor(model, "--fix", out)
+    assert code == 1 and f"{out} lies in {model}, which is copied to it" in " ".join(text.split())
+    with pytest.raises(ValueError, match="which is copied to it"):
+        fix(Diagnosis(Path(model), []), Path(out))
 
 
 def test_the_command_says_what_it_cannot_mend(healthy, tmp_path):

@@ -4,6 +4,7 @@
 ``checks``   defects of the folder, each under an id    ``mend``     a mended copy           ``report``  tables and JSON
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +76,10 @@ class Diagnosis:
 def diagnose(model: str | os.PathLike[str], tolerance: float = TOLERANCE) -> Diagnosis:
     """Examine the reward model in folder (or hub id) ``model``. Scores within ``tolerance`` nats of kwise's agree.
 
-    Raises ``ValueError`` for what is no model folder at all.
+    Raises ``ValueError`` for what is no model folder at all, and for a tolerance below 0 or not finite.
     """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"the tolerance is how far scores may lie apart, in nats, at least 0; this is {tolerance}")
     try:
         folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(str(model), allow_patterns=FILES))
     except (OSError, ValueError) as error:  # of the hub, which does not say what it was asked for

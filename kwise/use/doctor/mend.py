@@ -18,11 +18,10 @@ from kwise.use.doctor.checks import Facts, weight_files
 def fix(diagnosis: Diagnosis, out: Path) -> list[str]:
     """Write a mended copy of the examined folder to ``out`` and say what was done, a line each.
 
-    Raises ``ValueError`` if ``out`` exists, if there is nothing to mend, and if weights are lost: transformers would fill them
-    with random numbers, and the copy would no longer show it.
+    Raises ``ValueError`` where ``check_out`` does, if there is nothing to mend, and if weights are lost: transformers would fill
+    them with random numbers, and the copy would no longer show it.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists; choose another name")
+    check_out(diagnosis.folder, out)
     lost = [finding for finding in diagnosis.findings if finding.lost]
     if lost or diagnosis.facts is None:  # without facts it cannot even be loaded, and the finding says why
         raise ValueError(f"no mended copy is possible: {'; '.join(finding.what for finding in lost)}")
@@ -36,6 +35,14 @@ def fix(diagnosis: Diagnosis, out: Path) -> list[str]:
         done = _mend(diagnosis.facts, ids, copy)
         copy.rename(out)
     return done
+
+
+def check_out(folder: Path, out: Path) -> None:
+    """Raise ``ValueError`` for a copy's place that exists, or that lies in the ``folder`` to copy."""
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another name")
+    if folder.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies in {folder}, which is copied to it: choose another place")
 
 
 def _mend(facts: Facts, ids: list[str], copy: Path) -> list[str]:
