@@ -386,6 +386,15 @@ def test_a_model_without_uncertainty_says_how_to_get_it_and_then_has_it(model, t
     assert run("best", model, choices, "-o", out, "--lower-bound", 1)[0] == 0
 
 
+def test_features_of_a_model_named_from_within_lie_beside_it(model, tmp_path, monkeypatch):
+    rankings = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    monkeypatch.chdir(model)
+    code, text = run("uncertainty", ".", rankings)
+    assert code == 0, text
+    assert "uncertainty written into .: " in text and (model / "uncertainty.kwise").exists()
+    assert (tmp_path / "features").is_dir() and not (model / "features").exists()
+
+
 def test_uncertainty_is_written_into_local_folders_only(tmp_path):
     code, text = run("uncertainty", "owner/name", tmp_path / "x.jsonl")
     assert code == 1
@@ -472,6 +481,7 @@ print(resident() - start)
         (["--scores", "a.jsonl", "./a.jsonl"], "a.jsonl is named twice, also as ./a.jsonl"),
         (["--ceiling", "--by", "kind", "a.jsonl"], "--ceiling is of judgements alone"),
         (["--ceiling", "--scores", "a.jsonl"], "--ceiling is of judgements alone"),
+        (["--ceiling", "--compare", "a.jsonl"], "--ceiling is of judgements alone"),
         (["--scores", "a.jsonl", "--json", "."], ". is a folder: name a file to write"),
         (["--scores", "a.jsonl", "--json", "none/out.json"], "none is no folder to write out.json into"),
         (["--ceiling", "a.jsonl", "--json", "a.jsonl"], "a.jsonl is read as a.jsonl"),

@@ -75,8 +75,8 @@ def evaluate(
         if results is not None and results.exists() and not results.is_dir():
             raise ValueError(f"{results} is no folder: name one for --results")
         if ceiling:
-            if scores or by is not None or results is not None:
-                raise ValueError("--ceiling is of judgements alone: it takes no --scores, --by or --results")
+            if scores or compare or by is not None or results is not None:
+                raise ValueError("--ceiling is of judgements alone: it takes no --scores, --compare, --by or --results")
             refuse_repeated(words)
             show_ceilings(words, source, json_out)
             return

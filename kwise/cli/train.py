@@ -119,12 +119,13 @@ def uncertainty(
         folder = Path(model)
         if not folder.is_dir():
             raise ValueError(f"{model} is no local folder: the uncertainty is written into it, so save the model first")
+        folder = folder.resolve()  # of "." the parent is "." too, and features would lie in the model
         reward_model = load_model(model, dtype)
         bf16 = fitted_under_bf16(folder)
         found = add_uncertainty(reward_model, files, cache or folder.parent / "features", kind, source, errors, bf16)
         found.save(folder)
         facts = ", ".join(f"{name} {value}" for name, value in found.facts.items())
-    say(f"uncertainty written into {folder}: {facts}")
+    say(f"uncertainty written into {model}: {facts}")
 
 
 @app.command()

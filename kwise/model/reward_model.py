@@ -5,7 +5,7 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from kwise.data.lines import kind_of
 from kwise.data.packing import build_row, plan, split
 from kwise.data.sources import FieldError, prompt_messages, response_text
 from kwise.data.unique import encode_distinct
@@ -222,7 +223,9 @@ class RewardModel:
     def best(self, messages: str | list[Message], responses: Sequence[str], c: float = 0.0) -> int:
         """The index of the response with the highest lower bound ``reward - c * error`` (arXiv 2301.11270, Algorithm 1); with
         ``c`` 0 that is the highest reward, and any model will do. Of equals the first. Raises ``ValueError`` without
-        responses."""
+        responses, and for a ``c`` below 0 or not finite."""
+        if not 0 <= c < math.inf:
+            raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
         if not responses:
             raise ValueError("responses: there is nothing to choose from")
         values = self.assess(messages, responses, c).lower if c else self.score(messages, responses)
@@ -236,6 +239,8 @@ class RewardModel:
 
     def _encode(self, messages: str | list[Message], responses: str | Sequence[str]) -> EncodedRanking:
         turns = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
+        if isinstance(responses, Mapping | bytes) or not hasattr(responses, "__getitem__"):
+            raise ValueError(f"responses: must be text or a list of texts, this is {kind_of(responses)}")
         try:
             prompt = prompt_messages(turns, "messages")
             given = [responses] if isinstance(responses, str) else responses

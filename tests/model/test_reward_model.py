@@ -2,6 +2,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -160,11 +161,28 @@ def test_a_response_that_is_cut_is_warned_of(reward_model):
         ([{"role": "human", "content": "q"}], ["a"], r"messages\[0\].role: must be one of"),
         ([*PROMPT, {"role": "assistant", "content": "a"}], ["a"], "must end with a user turn"),
         (["q"], ["a"], r"messages\[0\]: must be an object"),
+        ("q", None, "responses: must be text or a list of texts, this is null"),
+        ("q", 3, "responses: must be text or a list of texts, this is a number"),
+        ("q", {"a": 1}, "responses: must be text or a list of texts, this is an object"),
+        ("q", {"a", "b"}, "responses: must be text or a list of texts, this is set"),
+        ("q", b"ab", "responses: must be text or a list of texts, this is bytes"),
+        ("q", (text for text in "ab"), "responses: must be text or a list of texts, this is generator"),
     ],
 )
 def test_what_is_no_prompt_or_no_text_gets_no_score(reward_model, prompt, responses, problem):
     with pytest.raises(ValueError, match=problem):
         reward_model.score(prompt, responses)
+
+
+def test_responses_may_come_in_any_sequence(reward_model):
+    expected = reward_model.score(PROMPT, ANSWERS)
+    assert reward_model.score(PROMPT, tuple(ANSWERS)) == reward_model.score(PROMPT, np.array(ANSWERS)) == expected
+
+
+@pytest.mark.parametrize("c", [-1.0, math.nan, math.inf])
+def test_the_best_by_no_lower_bound_at_all_is_refused(reward_model, c):
+    with pytest.raises(ValueError, match="c >= 0"):
+        reward_model.best(PROMPT, ANSWERS, c)
 
 
 def test_probability_is_the_sigmoid_of_the_difference_of_rewards(reward_model):

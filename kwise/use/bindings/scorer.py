@@ -1,6 +1,7 @@
 """Prompts and completions in, rewards out: what the bindings of all trainers share."""
 
 import json
+import math
 import os
 import threading
 import warnings
@@ -36,7 +37,7 @@ class Scorer:
             self.model = load(os.fspath(folder))
         if calibrated and self.model.settings.calibration is None:
             raise ValueError(f"{folder} has not been calibrated: run kwise calibrate on held-out rankings first")
-        if lower_bound is not None and not lower_bound >= 0:
+        if lower_bound is not None and not 0 <= lower_bound < math.inf:
             raise ValueError(f"lower_bound is how many errors to take off, at least 0; this is {lower_bound}")
         if lower_bound is not None and self.model.uncertainty is None:
             raise ValueError(f"{folder} has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")

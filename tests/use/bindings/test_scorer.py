@@ -86,6 +86,8 @@ def test_what_the_model_lacks_is_said_before_training_starts(folder, tmp_path):
         ({"calibrated": True}, "has not been calibrated: run kwise calibrate"),
         ({"lower_bound": 1.0}, "has no uncertainty beside it: make it"),
         ({"lower_bound": -1.0}, "at least 0"),
+        ({"lower_bound": math.nan}, "at least 0"),
+        ({"lower_bound": math.inf}, "at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Scorer(str(tmp_path / "plain"), **options)
