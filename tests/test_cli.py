@@ -522,7 +522,7 @@ def pairs_scored(path):
     [
         ["eval", "--scores", "a.json", "--json", "a.json"],
         ["eval", "--scores", "./a.json", "b.jsonl", "--json", "link.json"],
-        ["eval", "--scores", "starling:suite", "--json", "suite/a.json"],
+        ["eval", "--scores", "starling:suite", "--json", "suite/human.json"],
         ["eval", "--scores", "rewardbench:a.json", "--json", "a.json"],
         ["eval", "--ceiling", "a.json", "--json", "a.json"],
         ["audit", "--scores", "a.json", "-o", "a.html"],
@@ -536,7 +536,7 @@ def pairs_scored(path):
 def test_no_output_is_written_over_what_is_read(words, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "suite").mkdir()
-    for name in ("a.json", "b.jsonl", "b.html", "c.png", "suite/a.json"):
+    for name in ("a.json", "b.jsonl", "b.html", "c.png", "suite/human.json"):
         pairs_scored(tmp_path / name)
     (tmp_path / "link.json").symlink_to("a.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -553,6 +553,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     file = write(tmp_path / "held.jsonl", [nectar_row(0, 3)])
     code, text = run(command, "empty", *([] if command == "doctor" else [file]), "--json", out)
     assert code == 1 and ("is a folder: name a file to write" in text or "none is no folder" in text)
+
+
+def test_a_suites_folder_may_hold_results_beside_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "q", "chosen": "y", "rejected": "n", "chosen_score": 1, "rejected_score": 0, "subset": "hep-go"}
+    write(tmp_path / "filtered.jsonl", [row])
+    for _ in range(2):
+        code, text = run("eval", "--scores", "rewardbench:.", "--json", "out.json")
+        assert code == 0, text
+    assert (
+        "one of the files of rewardbench:." in run("eval", "--scores", "rewardbench:.", "--json", "filtered_2.json")[1]
+    )
 
 
 def closed(*parts, **options):

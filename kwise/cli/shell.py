@@ -52,9 +52,10 @@ def user_errors() -> Iterator[None]:
 
 
 def check_outputs(words: Sequence[str], *files: Path) -> None:
-    """Raise ``ValueError`` for one of ``files`` that cannot be written, or that is what one of ``words`` names or lies in the
-    folder of a suite among them: before any work is done."""
+    """Raise ``ValueError`` for one of ``files`` that cannot be written, or that is what one of ``words`` names, or is or would be
+    a file of a suite among them: before any work is done."""
     from kwise.use.suites import SUITES
+    from kwise.use.suites.suite import DATA_FILE
 
     for file in files:
         if file.is_dir():
@@ -66,7 +67,14 @@ def check_outputs(words: Sequence[str], *files: Path) -> None:
             read = Path(path if suite in SUITES and path else word)
             if file.exists() and read.exists() and file.samefile(read):
                 raise ValueError(f"{file} is read as {word}: choose another name to write to")
-            if suite in SUITES and path and read.resolve() in file.resolve().parents:
+            patterns = (
+                [each for own in SUITES[suite].files.values() for each in own.patterns] if suite in SUITES else []
+            )
+            if (
+                read.resolve() in file.resolve().parents
+                and DATA_FILE.search(file.name)
+                and any(map(file.match, patterns))
+            ):
                 raise ValueError(f"{file} would be one of the files of {word}: choose another place to write to")
 
 
