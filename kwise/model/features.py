@@ -78,7 +78,8 @@ def compute_features(
         if missing:
             found = torch.cat(list(_compute(model, encoded[first:last], list(missing), bf16))).float()
             for part, states in zip(missing.values(), found.unbind(1), strict=True):
-                with part.open("wb") as file:  # a part of the right size is taken as whole: it must have reached the disk
+                # a part of the right size is taken as whole: it must have reached the disk
+                with part.open("wb") as file:
                     file.write(states.numpy().tobytes())
                     file.flush()
                     os.fsync(file.fileno())
