@@ -502,7 +502,8 @@ def test_a_model_that_kwise_trained_scores_alike_in_transformers_trl_and_rewardb
 def test_smollm2_trained_by_kwise_scores_alike_in_transformers_trl_and_rewardbench(tmp_path):
     starter = Path(smollm2.__file__).parents[1] / "starter" / "train.jsonl"
     with starter.open() as lines:
-        (tmp_path / "train.jsonl").write_text("".join(itertools.islice(lines, 6)))
+        # of a few rankings the best ridge is one that leaves hardly any reward
+        (tmp_path / "train.jsonl").write_text("".join(itertools.islice(lines, 60)))
     recipe = {
         "method": "head",
         "output": str(tmp_path / "run"),
