@@ -195,10 +195,11 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
         if len(kept) < 2:
             done["rows left out: fewer than two answers after cleaning"] += 1
             continue
-        answers = [
-            _beside(item, k, row) | {"rank": item.ranks[k], "completion": _assistant(text)} | _author(item.models[k])
-            for k, text in kept.items()
-        ]
+        answers = []
+        for k, text in kept.items():
+            answer = {"rank": item.ranks[k], "completion": [Message(role="assistant", content=text)]}
+            author = {} if item.models[k] is None else {"model": item.models[k]}
+            answers.append(_beside(item, k, row) | answer | author)
         cleaned = _columns(item, list(kept), done) | {"context": item.messages, "completions": answers}
         # a parquet column may hold what JSON does not, such as dates: those become text
         target.write(json.dumps(cleaned, ensure_ascii=False, default=str) + "\n")
@@ -219,9 +220,7 @@ def _without_bad_answers(row: dict[str, Any], error: DataError, done: Counter[st
             alone = sources.to_ranking({**row, column: [item]}, read, error.file, error.line or 0)
             if isinstance(alone, DataError) and "at least two answers" in alone.problem:
                 good.append(k)
-        values = row.get("judge_values")
-        if isinstance(values, list) and len(values) == len(items):
-            row["judge_values"] = [values[k] for k in good]
+        _keep_values(row, good, len(items))
         row[column] = [items[k] for k in good]
         again = sources.to_ranking(row, read, error.file, error.line or 0)
         if isinstance(again, Ranking):
@@ -247,14 +246,6 @@ def _clean(ranking: Ranking, done: Counter[str]) -> dict[int, str]:
     return {k: responses[k] for k in sorted(best.values())}
 
 
-def _assistant(text: str) -> list[Message]:
-    return [Message(role="assistant", content=text)]
-
-
-def _author(model: str | None) -> dict[str, str]:
-    return {} if model is None else {"model": model}
-
-
 def _beside(ranking: Ranking, k: int, row: dict[str, Any] | None) -> dict[str, Any]:
     """What the row's answer ``k`` has beside text and rank, such as a score."""
     for column, text in (("answers", "answer"), ("completions", "completion")):
@@ -265,14 +256,18 @@ def _beside(ranking: Ranking, k: int, row: dict[str, Any] | None) -> dict[str, A
 
 
 def _columns(ranking: Ranking, kept: list[int], done: Counter[str]) -> dict[str, Any]:
-    """The row's extra columns: of ``judge_values``, which has one for each answer, those of the answers that stay; one that has
-    the name of a column written here gets another."""
-    columns = {}
-    for name, value in ranking.columns.items():
-        if name == "judge_values" and isinstance(value, list) and len(value) == len(ranking.responses):
-            value = [value[k] for k in kept]
-        if name in ("context", "completions"):
+    """The row's extra columns for the answers ``kept``; one that has the name of a column written here gets another."""
+    columns = dict(ranking.columns)
+    _keep_values(columns, kept, len(ranking.responses))
+    for name in ("context", "completions"):
+        if name in columns:
             done[f"rows whose column '{name}' is now 'own_{name}'"] += 1
-            name = f"own_{name}"
-        columns[name] = value
+            columns[f"own_{name}"] = columns.pop(name)
     return columns
+
+
+def _keep_values(columns: dict[str, Any], kept: list[int], size: int) -> None:
+    """Of ``judge_values``, one for each of ``size`` answers, leave those of the answers ``kept``."""
+    values = columns.get("judge_values")
+    if isinstance(values, list) and len(values) == size:
+        columns["judge_values"] = [values[k] for k in kept]

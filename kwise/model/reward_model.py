@@ -26,7 +26,7 @@ from kwise.model.calibrated import Calibration
 from kwise.model.reward_at import RULES, Rule
 from kwise.model.transformers4 import write_old_names
 from kwise.model.uncertainty import FILE as UNCERTAINTY_FILE
-from kwise.model.uncertainty import Uncertainty, win_probability
+from kwise.model.uncertainty import Uncertainty, check_bound, win_probability
 from kwise.records import EncodedRanking, Message, Ranking, Row
 
 SETTINGS_FILE = "kwise.json"
@@ -224,8 +224,7 @@ class RewardModel:
         """The index of the response with the highest lower bound ``reward - c * error`` (arXiv 2301.11270, Algorithm 1); with
         ``c`` 0 that is the highest reward, and any model will do. Of equals the first. Raises ``ValueError`` without
         responses, and for a ``c`` below 0 or not finite."""
-        if not 0 <= c < math.inf:
-            raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
+        check_bound(c)
         if not responses:
             raise ValueError("responses: there is nothing to choose from")
         values = self.assess(messages, responses, c).lower if c else self.score(messages, responses)

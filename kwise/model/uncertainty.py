@@ -1,6 +1,7 @@
 """How sure a reward is: the covariance of the head, kept beside the model, and what follows from it for rewards."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class Uncertainty:
                 f"{path} belongs to another head than this model's: make it anew with 'kwise uncertainty', or remove it"
             )
         return found
+
+
+def check_bound(c: float) -> None:
+    """Raise ``ValueError`` for a number of errors to take off that makes no lower bound."""
+    if not 0 <= c < math.inf:
+        raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
 
 
 def win_probability(difference: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes
 from kwise.data.packing import build_row, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
-from kwise.model.attention import row_inputs, set_attention
+from kwise.model.attention import reward_tokens, row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
 from kwise.model.reward_model import Settings, head_rewards, map_rows
 from kwise.model.transformers4 import write_old_names
@@ -396,8 +396,8 @@ class KwiseTrainer(Trainer):
 
     def _rewards(self, model: torch.nn.Module, row: Row) -> torch.Tensor:
         with self.compute_loss_context_manager():
-            reward_at = torch.tensor(row.reward_at, device=self.decoder.device)
-            rewards: torch.Tensor = model(**row_inputs(row, self.decoder), reward_at=reward_at)
+            inputs = row_inputs(row, self.decoder) | {"reward_at": reward_tokens(row, self.decoder)}
+            rewards: torch.Tensor = model(**inputs)
         return rewards
 
     @cached_property

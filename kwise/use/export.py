@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from kwise.objective.calibration import figures
 from kwise.objective.metrics import Metric, metric_terms, summarise
 from kwise.records import Ranking
 from kwise.use.model_card import model_card
+from kwise.use.results import file_names
 
 PRECISIONS = ("bfloat16", "float16", "int8")
 STARTER = "starter:heldout"
@@ -112,7 +113,7 @@ def export(
         copy = RewardModel.from_pretrained(written, dtype=None)
         after = _score(copy, compared if dtype else rankings, "scoring the folder written", progress)
         change = _change(dtype, before, after) if dtype else None
-        names = _names(rankings)
+        names = file_names(rankings, _name)
         metrics = {names[file]: _measured(copy, own, after[file]) for file, own in rankings.items()}
         copy.settings = _published(settings, change)
         copy.settings.write(written)
@@ -197,12 +198,6 @@ def _name(file: str) -> str:
     return Path(file).name
 
 
-def _names(files: Iterable[str]) -> dict[str, str]:
-    """``_name`` of each, or the file as given where two would be called alike."""
-    names = {file: _name(file) for file in files}
-    return {file: name if list(names.values()).count(name) == 1 else file for file, name in names.items()}
-
-
 def _score(
     model: RewardModel, rankings: dict[str, list[Ranking]], what: str, progress: Progress
 ) -> dict[str, list[list[float]]]:
@@ -235,4 +230,6 @@ def _change(dtype: str, before: dict[str, list[list[float]]], after: dict[str, l
                     pairs += 1
                     flipped += (old[i] - old[j]) * (new[i] - new[j]) <= 0
     mean = sum(differences) / len(differences)
-    return Change(dtype, list(_names(before).values()), len(differences), max(differences), mean, pairs, flipped)
+    return Change(
+        dtype, list(file_names(before, _name).values()), len(differences), max(differences), mean, pairs, flipped
+    )

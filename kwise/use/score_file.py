@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from kwise.data import sources
 from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
+from kwise.model.uncertainty import check_bound
 from kwise.records import DataError, EncodedRanking, Message
 
 CALIBRATION = "score_calibration"  # the column that says by which calibration a line was scored
@@ -98,9 +99,8 @@ def score_file(
 
 def columns_of(model: RewardModel, calibrated: bool, c: float | None) -> dict[str, Any]:
     """What every line gains besides scores: how they were made. Raises as ``score_file`` for what ``model`` has not."""
-    if c is not None and not 0 <= c < math.inf:
-        raise ValueError(f"a lower bound is c >= 0 errors below the score, this c is {c}")
     if c is not None:
+        check_bound(c)
         model.known_uncertainty()
     how: dict[str, Any] = {CALIBRATION: _calibration(model)} if calibrated else {}
     return how | ({} if c is None else {LOWER_BOUND: c})

@@ -125,6 +125,11 @@ def attention_of(model: PreTrainedModel) -> str:
     return implementation.removeprefix(PREFIX)
 
 
+def reward_tokens(row: Row, model: PreTrainedModel) -> torch.Tensor:
+    """[R] where in the row a reward is read, on ``model``'s device."""
+    return torch.tensor(row.reward_at, device=model.device)
+
+
 def row_inputs(row: Row, model: PreTrainedModel) -> dict[str, Any]:
     """Keyword arguments that make ``model``'s backbone read ``row`` by the rule, with the attention it is set to."""
     inputs = {
@@ -134,11 +139,11 @@ def row_inputs(row: Row, model: PreTrainedModel) -> dict[str, Any]:
     }
     backend = BACKENDS[attention_of(model)]
     if backend.attention is not None:  # a decoder whose attention can be exchanged hands keywords on
-        inputs["row_rewards"] = torch.tensor(row.reward_at, device=model.device)
+        inputs["row_rewards"] = reward_tokens(row, model)
     return inputs | backend.inputs(row, model)
 
 
 def hidden_states(model: PreTrainedModel, row: Row) -> torch.Tensor:
     """[R, d] last hidden states, after the final norm, of the row's reward tokens."""
     hidden = model.base_model(**row_inputs(row, model)).last_hidden_state
-    return cast(torch.Tensor, hidden[0, torch.tensor(row.reward_at, device=hidden.device)])
+    return cast(torch.Tensor, hidden[0, reward_tokens(row, model)])

@@ -4,7 +4,6 @@ err."""
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from kwise.objective.calibration import cross_fitted, curves, figures, fit_calib
 from kwise.objective.metrics import Metric, metric_terms, resample, sum_by_group, summarise
 from kwise.records import Ranking
 from kwise.use.audit.features import COUNTED, LABELS, MIN_PROMPTS, Answers
+from kwise.use.results import file_names
 from kwise.use.suites.suite import PART
 
 BINS = 30  # of the histogram of rewards, at most
@@ -54,7 +54,7 @@ def distribution(answers: Answers, scores: np.ndarray) -> dict[str, Any]:
 def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[str, list[dict[str, Any]]]:
     """The mean reward by file (``file_names``), by part (of a suite, or of the column ``by``), and by tenth of the data in
     their order (fewer steps if there are few rankings). What has less than ``MIN_PROMPTS`` rankings has no interval."""
-    names = file_names(rankings)
+    names = file_names(ranking.file for ranking in rankings)
     parts = {"file": [names[ranking.file] for ranking in rankings]}
     column = by or PART
     if any(column in ranking.columns for ranking in rankings):
@@ -63,12 +63,6 @@ def drift(rankings: Sequence[Ranking], rewards: Table, by: str | None) -> dict[s
     if steps > 1:
         parts["place in the data"] = [f"{1 + i * steps // len(rankings)}" for i in range(len(rankings))]
     return {name: _means(labels, rankings, rewards) for name, labels in parts.items()}
-
-
-def file_names(rankings: Sequence[Ranking]) -> dict[str, str]:
-    """The last part of each file's path, or the path as given where two files would be called alike."""
-    names = {ranking.file: Path(ranking.file).name for ranking in rankings}
-    return {file: name if list(names.values()).count(name) == 1 else file for file, name in names.items()}
 
 
 def _means(labels: Sequence[str], rankings: Sequence[Ranking], rewards: Table) -> list[dict[str, Any]]:
@@ -266,7 +260,7 @@ def mistakes(rankings: Sequence[Ranking], rewards: Table, spread: float) -> list
             gap = own[worse] - own[better]
             if gap > worst.get(ranking.group, (0.0,))[0]:
                 worst[ranking.group] = (gap, i, better, worse)
-    found, names = [], file_names(rankings)
+    found, names = [], file_names(ranking.file for ranking in rankings)
     for gap, i, better, worse in sorted(worst.values(), reverse=True)[:MISTAKES]:
         ranking = rankings[i]
         sides = {

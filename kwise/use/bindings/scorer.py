@@ -1,7 +1,6 @@
 """Prompts and completions in, rewards out: what the bindings of all trainers share."""
 
 import json
-import math
 import os
 import threading
 import warnings
@@ -13,6 +12,7 @@ import torch
 
 from kwise.data.sources import FieldError, prompt_messages, response_text
 from kwise.model.reward_model import RewardModel
+from kwise.model.uncertainty import check_bound
 from kwise.records import EncodedRanking, Message
 
 LOCK = threading.Lock()  # trainers call from several threads; a model is loaded, and runs, once at a time
@@ -37,8 +37,8 @@ class Scorer:
             self.model = load(os.fspath(folder))
         if calibrated and self.model.settings.calibration is None:
             raise ValueError(f"{folder} has not been calibrated: run kwise calibrate on held-out rankings first")
-        if lower_bound is not None and not 0 <= lower_bound < math.inf:
-            raise ValueError(f"lower_bound is how many errors to take off, at least 0; this is {lower_bound}")
+        if lower_bound is not None:
+            check_bound(lower_bound)
         if lower_bound is not None and self.model.uncertainty is None:
             raise ValueError(f"{folder} has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
         self.calibrated, self.lower_bound = calibrated, lower_bound
