@@ -146,4 +146,4 @@ def row_inputs(row: Row, model: PreTrainedModel) -> dict[str, Any]:
 def hidden_states(model: PreTrainedModel, row: Row) -> torch.Tensor:
     """[R, d] last hidden states, after the final norm, of the row's reward tokens."""
     hidden = model.base_model(**row_inputs(row, model)).last_hidden_state
-    return cast(torch.Tensor, hidden[0, reward_tokens(row, model)])
+    return cast(torch.Tensor, hidden[0, row.reward_at])

@@ -85,9 +85,9 @@ def test_what_the_model_lacks_is_said_before_training_starts(folder, tmp_path):
     for options, message in (
         ({"calibrated": True}, "has not been calibrated: run kwise calibrate"),
         ({"lower_bound": 1.0}, "has no uncertainty beside it: make it"),
-        ({"lower_bound": -1.0}, "at least 0"),
-        ({"lower_bound": math.nan}, "at least 0"),
-        ({"lower_bound": math.inf}, "at least 0"),
+        ({"lower_bound": -1.0}, "a lower bound is c >= 0"),
+        ({"lower_bound": math.nan}, "a lower bound is c >= 0"),
+        ({"lower_bound": math.inf}, "a lower bound is c >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Scorer(str(tmp_path / "plain"), **options)
