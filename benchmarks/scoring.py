@@ -34,6 +34,7 @@ from kwise.model.smollm2 import smollm2
 from kwise.records import Message
 
 BATCHES = (1, 8, 32)
+CASES = ("best of 16", "mixed")
 KEPT, DEFAULT = "memory kept", "default"
 # Tokens of 400 conversations drawn from the held-out rankings of benchmarks/results (AlpacaEval and Arena-Hard prompts, answers
 # of many models), by SmolLM2's tokenizer: the 32 quantiles in the middles of equal parts
@@ -83,7 +84,7 @@ class Scorers:
         self.rewards = RewardModel.from_pretrained(folder, device="cpu")
         self.pipe = pipeline("text-classification", model=folder, dtype=torch.float32, device="cpu")
         write = writer(self.rewards.tokenizer)
-        self.cases = {"best of 16": best_of_16(write), "mixed": mixed(write)}
+        self.cases = dict(zip(CASES, (best_of_16(write), mixed(write)), strict=True))
         self.counts = [measure.count_tokens(model) for model in (self.rewards.model, self.pipe.model)]
 
     def run(self, case: str, batch: int) -> tuple[list[float], int]:
@@ -111,7 +112,9 @@ def transformers_pipeline(pipe: Any, batch: int, given: list[Conversation]) -> l
 
 
 def main() -> None:
-    given = measure.arguments(__doc__, layers=8, reps=5).parse_args()
+    parser = measure.arguments(__doc__, layers=8, reps=5)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="both unless given")
+    given = parser.parse_args()
     measure.quiet(given.threads)
     found: dict[str, Any] = {"header": measure.header(given), "cases": {}}
     measure.print_header(found["header"])
@@ -120,7 +123,7 @@ def main() -> None:
         sides = {name: measure.Process(name == KEPT, Scorers, folder, given.threads) for name in (KEPT, DEFAULT)}
         warm = {
             case: {batch: [side.call("run", case, batch) for side in sides.values()] for batch in (0, *BATCHES)}
-            for case in ("best of 16", "mixed")
+            for case in given.cases
         }
     rows = []
     for case, ran in warm.items():

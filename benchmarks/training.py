@@ -215,10 +215,10 @@ def cost(ways: dict[str, Way], prompt: int, k: int, reps: int) -> dict[str, Any]
 def cost_row(cell: dict[str, Any]) -> list[object]:
     seconds, tokens = cell["seconds"], cell["tokens"]
     row: list[object] = [cell["prompt"], cell["k"]]
-    row += [f"{statistics.median(seconds[name]):.2f}" for name in WAYS]
-    for name in ("padded", "TRL"):
+    row += [f"{statistics.median(own):.2f}" for own in seconds.values()]
+    for name in [each for each in seconds if each != "kwise"]:
         row += [measure.show(measure.ratios(seconds[name], seconds["kwise"])), f"{tokens[name] / tokens['kwise']:.2f}"]
-    return [*row, " / ".join(str(tokens[name]) for name in WAYS)]
+    return [*row, " / ".join(map(str, tokens.values()))]
 
 
 def peak(name: str, layers: int, threads: int, kept: bool, prompt: int, k: int) -> int:
@@ -241,10 +241,10 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def peaks(layers: int, threads: int, kept: bool, prompt: int, k: int) -> dict[str, Any]:
+def peaks(ways: list[str], layers: int, threads: int, kept: bool, prompt: int, k: int) -> dict[str, Any]:
     """``peak`` of each way, each in a process of its own."""
     found = {}
-    for name in WAYS:
+    for name in ways:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             found[name] = process.submit(peak, name, layers, threads, kept, prompt, k).result()
     return {"prompt": prompt, "k": k, "bytes": found}
@@ -252,8 +252,9 @@ def peaks(layers: int, threads: int, kept: bool, prompt: int, k: int) -> dict[st
 
 def peak_row(cell: dict[str, Any]) -> list[object]:
     found = cell["bytes"]
-    sizes = [f"{found[name] / 2**20:.0f}" for name in WAYS]
-    return [cell["prompt"], cell["k"], *sizes, *(f"{found['kwise'] / found[name]:.2f}" for name in ("padded", "TRL"))]
+    sizes = [f"{size / 2**20:.0f}" for size in found.values()]
+    shares = [f"{found['kwise'] / size:.2f}" for name, size in found.items() if name != "kwise"]
+    return [cell["prompt"], cell["k"], *sizes, *shares]
 
 
 def cell(words: str) -> tuple[int, int]:
@@ -267,6 +268,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="prompts of 50 to 1500 tokens by K of 2 to 16 (hours)")
     parser.add_argument("--cells", type=cell, nargs="+", metavar="PROMPTxK", help="these cells instead, as in 200x7")
     parser.add_argument(
+        "--without-trl", action="store_true", help="kwise and the padded batch alone (minutes for hours)"
+    )
+    parser.add_argument(
         "--kept", action="store_true", help="keep freed memory on all sides, as kwise's command line does"
     )
     given = parser.parse_args()
@@ -275,9 +279,11 @@ def main() -> None:
         measure.keep_memory()
     found: dict[str, Any] = {"header": measure.header(given), "cells": [], "memory": []}
     measure.print_header(found["header"])
+    names = [name for name in WAYS if name != "TRL" or not given.without_trl]
+    others = [name for name in names if name != "kwise"]
 
     def cost_rows() -> Iterator[list[object]]:
-        ways = {name: way(given.layers) for name, way in WAYS.items()}
+        ways = {name: WAYS[name](given.layers) for name in names}
         for prompt, k in given.cells or (FULL if given.full else HEADLINE):
             found["cells"].append(cost(ways, prompt, k, given.reps))
             measure.write_json(given.json, found)
@@ -285,26 +291,19 @@ def main() -> None:
 
     def peak_rows() -> Iterator[list[object]]:
         for prompt, k in given.cells or MEMORY:
-            found["memory"].append(peaks(given.layers, given.threads, given.kept, prompt, k))
+            found["memory"].append(peaks(names, given.layers, given.threads, given.kept, prompt, k))
             measure.write_json(given.json, found)
             yield peak_row(found["memory"][-1])
 
     # first, since what the timed runs leave with this process's allocator may be most of the machine's memory
     print("Peak memory of one step over model and optimiser state, MiB\n")
-    measure.print_table(["prompt", "K", *WAYS, "kwise / padded", "kwise / TRL"], peak_rows())
+    measure.print_table(["prompt", "K", *names, *(f"kwise / {name}" for name in others)], peak_rows())
     print(
         "CPU seconds a ranking (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n"
     )
-    columns = [
-        "prompt",
-        "K",
-        *(f"{name}, s" for name in WAYS),
-        "padded / kwise",
-        "by tokens",
-        "TRL / kwise",
-        "by tokens",
-    ]
-    measure.print_table([*columns, "tokens " + " / ".join(WAYS)], cost_rows())
+    columns = ["prompt", "K", *(f"{name}, s" for name in names)]
+    columns += [column for name in others for column in (f"{name} / kwise", "by tokens")]
+    measure.print_table([*columns, "tokens " + " / ".join(names)], cost_rows())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import shutil
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -32,13 +31,14 @@ from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import reward_tokens, row_inputs, set_attention
 from kwise.model.attention.exact import assert_exact
-from kwise.model.reward_model import Settings, head_rewards, map_rows
+from kwise.model.reward_model import Settings, map_rows
 from kwise.model.transformers4 import write_old_names
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
 from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal
 from kwise.train.config import KwiseConfig
+from kwise.train.decoder import read_rows, train_head
 from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
 from kwise.train.sampler import StepLoader, StepSampler
 from kwise.train.step import Pass, Step, random_state, random_state_of, where
@@ -84,7 +84,7 @@ class KwiseTrainer(Trainer):
             peft_config.modules_to_save = sorted({backbone.HEAD, *(peft_config.modules_to_save or [])})
             model = get_peft_model(model, peft_config)
         if isinstance(model, PeftModel):
-            _train_head(self.decoder)
+            train_head(self.decoder)
         self.objective = objective(args.objective, **args.objective_options)
         self.nll: float | torch.Tensor = 0.0  # summed over the steps since the last log
         self.nll_steps = 0
@@ -525,36 +525,3 @@ class AtTrainBegin(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """See the class."""
         self.act()
-
-
-def _train_head(decoder: PreTrainedModel) -> None:
-    """Hold the head beside adapters in float32, as peft holds them: in half precision most steps would round to nothing.
-
-    Raises ``ValueError`` for a head that is not trained itself: its adapter would be read by no reward.
-    """
-    weight = getattr(decoder, backbone.HEAD).weight
-    if not weight.requires_grad:
-        raise ValueError(
-            f"the adapters leave the head as it is: give LoraConfig modules_to_save=['{backbone.HEAD}'], or hand the "
-            "LoraConfig to KwiseTrainer as peft_config"
-        )
-    weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
-
-
-def read_rows(model: PreTrainedModel) -> None:
-    """Let ``model(..., reward_at=...)`` give the rewards of a row. A call without ``reward_at`` stays the class's own.
-
-    Training must go through the model's call, as engines (DDP, FSDP, PEFT, autocast) hook into that.
-    """
-    plain = type(model).forward
-
-    def forward(self: PreTrainedModel, *inputs: Any, reward_at: torch.Tensor | None = None, **named: Any) -> Any:
-        if reward_at is None:
-            return plain(self, *inputs, **named)
-        hidden = self.base_model(
-            **{name: value for name, value in named.items() if value is not None}
-        ).last_hidden_state
-        rewards = head_rewards(self, hidden[0, reward_at])
-        return rewards.clone()  # FSDP2 hooks into what is returned, which must not be a view
-
-    model.forward = types.MethodType(forward, model)
