@@ -6,7 +6,7 @@ gradient checkpointing, and make one optimiser step: gradient norm clipped to 1,
     kwise     KwiseTrainer.train() on a data set of that one ranking
     padded    K sequences padded on the right in one batch of LlamaForSequenceClassification with transformers' own SDPA,
               the same Plackett-Luce loss, in a bare loop that has no trainer's overhead to carry
-    TRL       trl.RewardTrainer.train() on the K (K - 1) / 2 pairs, at most 7 pairs a batch, gradients accumulated
+    TRL       trl.RewardTrainer.train() on the K (K - 1) / 2 pairs, at most 7 pairs a batch (--pairs), gradients accumulated
 
 Trainers are built, texts tokenized and the optimiser's state made before the clock starts. The learning rate is 0: the
 arithmetic is the same, and since no weight moves, every run of kwise and padded must give one and the same loss, which is
@@ -16,6 +16,7 @@ would give: it leaves out attention and all that is fixed.
     make bench          or    python benchmarks/training.py --full --json training.json
 """
 
+import argparse
 import random
 import statistics
 import tempfile
@@ -43,7 +44,6 @@ FULL = [(prompt, k) for k in (2, 4, 7, 16) for prompt in (50, 200, 600, 1500)]
 MEMORY = [(200, 7), (600, 7), (1500, 7)]
 SMALL = (10, 2)
 MAX_LENGTH = 2048
-PAIRS = 7
 SETTINGS: dict[str, Any] = {
     "max_steps": 1,
     "max_grad_norm": 1.0,
@@ -118,8 +118,8 @@ def build_model(layers: int) -> LlamaForSequenceClassification:
 class Way:
     """A model, its optimiser and how it takes one step on a ranking."""
 
-    def __init__(self, layers: int) -> None:
-        self.model = build_model(layers)
+    def __init__(self, layers: int, pairs: int) -> None:
+        self.model, self.pairs = build_model(layers), pairs
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         self.prepare(ranking(*SMALL))()
         self.tokens = measure.count_tokens(self.model)
@@ -169,7 +169,7 @@ class Trl(Way):
     def prepare(self, item: Ranking) -> Callable[[], float]:
         chosen, rejected = zip(*combinations(sequences(item), 2), strict=True)  # best first, as item.ranks
         # batches of one size, since RewardTrainer takes the mean over each
-        batch = max(n for n in range(1, PAIRS + 1) if len(chosen) % n == 0)
+        batch = max(n for n in range(1, self.pairs + 1) if len(chosen) % n == 0)
         config = RewardConfig(
             output_dir=tempfile.gettempdir(),
             per_device_train_batch_size=batch,
@@ -205,7 +205,7 @@ def cost(ways: dict[str, Way], prompt: int, k: int, reps: int) -> dict[str, Any]
     for way in ways.values():
         way.tokens.clear()  # building a KwiseTrainer runs a few
     seconds = measure.interleaved(steps, reps)
-    apart = max(abs(a - b) for a, b in zip(losses["kwise"], losses["padded"], strict=True))
+    apart = max(abs(a - b) for a, b in zip(losses["kwise"], losses.get("padded", losses["kwise"]), strict=True))
     if apart > 1e-4:
         raise AssertionError(f"kwise and the padded batch do not compute the same loss: they are {apart:.1e} apart")
     tokens = {name: sum(way.tokens) // reps for name, way in ways.items()}
@@ -221,7 +221,7 @@ def cost_row(cell: dict[str, Any]) -> list[object]:
     return [*row, " / ".join(map(str, tokens.values()))]
 
 
-def peak(name: str, layers: int, threads: int, kept: bool, prompt: int, k: int) -> int:
+def peak(name: str, layers: int, pairs: int, threads: int, kept: bool, prompt: int, k: int) -> int:
     """Bytes by which one step on a ranking raises this (fresh) process's peak memory over what it holds before.
 
     Before, the model and the optimiser's state exist, gradients do not. Read from Linux's /proc.
@@ -229,7 +229,7 @@ def peak(name: str, layers: int, threads: int, kept: bool, prompt: int, k: int) 
     measure.quiet(threads)
     if kept:
         measure.keep_memory()
-    way = WAYS[name](layers)
+    way = WAYS[name](layers, pairs)
     before = resident("VmRSS")
     way.prepare(ranking(prompt, k))()
     return resident("VmHWM") - before
@@ -241,12 +241,14 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def peaks(ways: list[str], layers: int, threads: int, kept: bool, prompt: int, k: int) -> dict[str, Any]:
+def peaks(ways: list[str], given: argparse.Namespace, prompt: int, k: int) -> dict[str, Any]:
     """``peak`` of each way, each in a process of its own."""
     found = {}
     for name in ways:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            found[name] = process.submit(peak, name, layers, threads, kept, prompt, k).result()
+            found[name] = process.submit(
+                peak, name, given.layers, given.pairs, given.threads, given.kept, prompt, k
+            ).result()
     return {"prompt": prompt, "k": k, "bytes": found}
 
 
@@ -267,9 +269,9 @@ def main() -> None:
     parser = measure.arguments(__doc__, layers=4, reps=3)
     parser.add_argument("--full", action="store_true", help="prompts of 50 to 1500 tokens by K of 2 to 16 (hours)")
     parser.add_argument("--cells", type=cell, nargs="+", metavar="PROMPTxK", help="these cells instead, as in 200x7")
-    parser.add_argument(
-        "--without-trl", action="store_true", help="kwise and the padded batch alone (minutes for hours)"
-    )
+    others = [name for name in WAYS if name != "kwise"]
+    parser.add_argument("--against", nargs="+", choices=others, default=others, help="both unless given")
+    parser.add_argument("--pairs", type=int, default=7, help="TRL's pairs a batch at most, 7 unless given")
     parser.add_argument(
         "--kept", action="store_true", help="keep freed memory on all sides, as kwise's command line does"
     )
@@ -279,11 +281,10 @@ def main() -> None:
         measure.keep_memory()
     found: dict[str, Any] = {"header": measure.header(given), "cells": [], "memory": []}
     measure.print_header(found["header"])
-    names = [name for name in WAYS if name != "TRL" or not given.without_trl]
-    others = [name for name in names if name != "kwise"]
+    names = ["kwise", *given.against]
 
     def cost_rows() -> Iterator[list[object]]:
-        ways = {name: WAYS[name](given.layers) for name in names}
+        ways = {name: WAYS[name](given.layers, given.pairs) for name in names}
         for prompt, k in given.cells or (FULL if given.full else HEADLINE):
             found["cells"].append(cost(ways, prompt, k, given.reps))
             measure.write_json(given.json, found)
@@ -291,18 +292,18 @@ def main() -> None:
 
     def peak_rows() -> Iterator[list[object]]:
         for prompt, k in given.cells or MEMORY:
-            found["memory"].append(peaks(names, given.layers, given.threads, given.kept, prompt, k))
+            found["memory"].append(peaks(names, given, prompt, k))
             measure.write_json(given.json, found)
             yield peak_row(found["memory"][-1])
 
     # first, since what the timed runs leave with this process's allocator may be most of the machine's memory
     print("Peak memory of one step over model and optimiser state, MiB\n")
-    measure.print_table(["prompt", "K", *names, *(f"kwise / {name}" for name in others)], peak_rows())
+    measure.print_table(["prompt", "K", *names, *(f"kwise / {name}" for name in given.against)], peak_rows())
     print(
         "CPU seconds a ranking (median); ratios to kwise: median (least to greatest); by tokens: the ratio of tokens run\n"
     )
     columns = ["prompt", "K", *(f"{name}, s" for name in names)]
-    columns += [column for name in others for column in (f"{name} / kwise", "by tokens")]
+    columns += [column for name in given.against for column in (f"{name} / kwise", "by tokens")]
     measure.print_table([*columns, "tokens " + " / ".join(names)], cost_rows())
 
 
