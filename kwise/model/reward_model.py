@@ -195,25 +195,25 @@ class RewardModel:
         point means nothing. Raises ``ValueError`` for what is no prompt or no text: a chat template renders anything, so it
         would get a score.
         """
-        encoded = self._encode(messages, responses)
+        encoded, _ = self._encode(messages, responses)
         return next(self.score_encoded([encoded])) if encoded.suffixes else []
 
     def assess(self, messages: str | list[Message], responses: Sequence[str], c: float = 1.0) -> "Assessment":
         """The rewards of ``score`` with what is known of their errors; the lower bound is ``reward - c * error``.
 
-        Raises ``ValueError`` for a model without uncertainty, and for what ``score`` refuses.
+        Raises ``ValueError`` for a model without uncertainty, for a ``c`` below 0 or not finite, and for what ``score`` refuses.
         """
+        check_bound(c)
         uncertainty = self.known_uncertainty()
-        encoded = self._encode(messages, responses)
+        encoded, texts = self._encode(messages, responses)
         if not encoded.suffixes:
             return Assessment([], [], [], [])
         self.model.eval()
         features = next(map_rows(self.model, [encoded], self.rule.hidden_states))
         rewards = head_rewards(self.model, features.to(self.model.device)).cpu().double()
         errors = uncertainty.errors(features).double()
-        calibrated = torch.tensor(self.calibrated(rewards.tolist(), responses), dtype=torch.float64)
-        temperature = (self.settings.calibration or Calibration()).temperature
-        apart = uncertainty.difference_errors(features) / temperature
+        calibrated = torch.tensor(self.calibrated(rewards.tolist(), texts), dtype=torch.float64)
+        apart = uncertainty.difference_errors(features) / self.temperature
         if uncertainty.facts["kind"] == "paper":
             apart = torch.zeros_like(apart)  # a norm, not a standard error
         beats = win_probability(calibrated[:, None] - calibrated, apart)
@@ -236,7 +236,10 @@ class RewardModel:
             raise ValueError("this model has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
         return self.uncertainty
 
-    def _encode(self, messages: str | list[Message], responses: str | Sequence[str]) -> EncodedRanking:
+    def _encode(
+        self, messages: str | list[Message], responses: str | Sequence[str]
+    ) -> tuple[EncodedRanking, list[str]]:
+        """The conversations as ids, and the responses as texts, which are also given as lists of one assistant message."""
         turns = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
         if isinstance(responses, Mapping | bytes) or not hasattr(responses, "__getitem__"):
             raise ValueError(f"responses: must be text or a list of texts, this is {kind_of(responses)}")
@@ -247,24 +250,31 @@ class RewardModel:
         except FieldError as error:
             raise ValueError(f"{error.field}: {error.problem}") from error
         if not answers:
-            return EncodedRanking([], [], [], [])
+            return EncodedRanking([], [], [], []), []
         encoded = self.encoder.encode(prompt, answers)
         if any(encoded.cut):
             warnings.warn(
                 f"{sum(map(bool, encoded.cut))} responses were cut to {self.settings.max_length} tokens", stacklevel=3
             )
-        return encoded
+        return encoded, answers
 
-    def calibrated(self, rewards: Sequence[float], responses: Sequence[str]) -> list[float]:
-        """Those responses' rewards as ``kwise calibrate`` corrects them (``Calibration``): unchanged for a model without one."""
-        return (self.settings.calibration or Calibration()).apply(rewards, [len(response) for response in responses])
+    def calibrated(self, rewards: Sequence[float], texts: Sequence[str]) -> list[float]:
+        """The rewards of responses, given as ``texts``, as ``kwise calibrate`` corrects them (``Calibration``): unchanged for a model
+        without one."""
+        return (self.settings.calibration or Calibration()).apply(rewards, [len(text) for text in texts])
+
+    @property
+    def temperature(self) -> float:
+        """What calibration divides rewards, and so their errors, by: 1 for a model without one."""
+        return (self.settings.calibration or Calibration()).temperature
 
     def probability(self, messages: str | list[Message], better: str, worse: str) -> float:
         """P(``better`` beats ``worse``) as responses to the prompt: sigmoid of the difference of their calibrated rewards.
 
         A model that was never calibrated has temperature 1 and no length slope. Takes and raises what ``score`` does.
         """
-        first, second = self.calibrated(self.score(messages, [better, worse]), [better, worse])
+        encoded, texts = self._encode(messages, [better, worse])
+        first, second = self.calibrated(next(self.score_encoded([encoded])), texts)
         return (1 + math.tanh((first - second) / 2)) / 2  # the sigmoid, without overflow
 
     def score_rankings(

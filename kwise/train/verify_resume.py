@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from kwise.train.checkpoints import SEAL
 from kwise.train.recipe import Recipe
@@ -80,11 +79,14 @@ def _finish(process: "subprocess.Popen[str]") -> None:
 
 
 def _differences(whole: Path, killed: Path) -> list[str]:
-    found = []
     one, other = (folder / "checkpoints" / f"checkpoint-{STEPS}" for folder in (whole, killed))
-    for name in (SAFE_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME):
-        if (one / name).exists():
-            found += _unequal(load_file(one / name), load_file(other / name), name)
+    names, others = (sorted(file.name for file in folder.glob("*.safetensors")) for folder in (one, other))
+    if not names:
+        raise ValueError(f"the run saved no weights that could be compared: {one.name} has no .safetensors file")
+    if found := _unequal(names, others, "weights"):
+        return found
+    for name in names:  # several, where the model is larger than a shard
+        found += _unequal(load_file(one / name), load_file(other / name), name)
     for name in ("optimizer.pt", "scheduler.pt", "sums_0.pt"):
         loaded = [torch.load(folder / name, weights_only=True, map_location="cpu") for folder in (one, other)]
         found += _unequal(loaded[0], loaded[1], name)

@@ -138,8 +138,7 @@ def _gains(model: RewardModel, window: "list[Line]", calibrated: bool, c: float 
     found = (
         ((rewards, None) for rewards in model.score_encoded(encoded)) if c is None else model.score_with_errors(encoded)
     )
-    calibration = model.settings.calibration
-    scale = calibration.temperature if calibrated and calibration is not None else 1.0
+    scale = model.temperature if calibrated else 1.0
     for each, (rewards, errors) in zip(window, found, strict=True):
         scores = model.calibrated(rewards, each.responses) if calibrated else rewards
         if errors is None or c is None:

@@ -183,6 +183,22 @@ def test_responses_may_come_in_any_sequence(reward_model):
 def test_the_best_by_no_lower_bound_at_all_is_refused(reward_model, c):
     with pytest.raises(ValueError, match="c >= 0"):
         reward_model.best(PROMPT, ANSWERS, c)
+    head = reward_model.model.score.weight.detach()[0]
+    reward_model.uncertainty = Uncertainty(torch.eye(len(head)), torch.zeros(len(head)), head, {"kind": "fisher"})
+    with pytest.raises(ValueError, match="c >= 0"):
+        reward_model.assess(PROMPT, ANSWERS, c)
+
+
+def test_a_response_given_as_a_message_is_as_long_as_its_text(reward_model):
+    reward_model.settings.calibration = Calibration(temperature=0.5, centre=9.0, length_slope=1.0)
+    head = reward_model.model.score.weight.detach()[0]
+    reward_model.uncertainty = Uncertainty(torch.eye(len(head)), torch.zeros(len(head)), head, {"kind": "fisher"})
+    turns = [[{"role": "assistant", "content": text}] for text in ANSWERS[:2]]
+    wanted = reward_model.probability(PROMPT, *ANSWERS[:2])
+    assert reward_model.probability(PROMPT, *turns) == pytest.approx(wanted)
+    found, wanted = (reward_model.assess(PROMPT, given).beats for given in (turns, ANSWERS[:2]))
+    assert torch.tensor(found).numpy() == pytest.approx(torch.tensor(wanted).numpy())
+    assert reward_model.assess(PROMPT, ANSWERS[0]).rewards == pytest.approx(reward_model.score(PROMPT, ANSWERS[0]))
 
 
 def test_probability_is_the_sigmoid_of_the_difference_of_rewards(reward_model):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from workshop import write_rankings
 
 from kwise.train import verify_resume as module
@@ -26,6 +27,35 @@ def test_what_differs_is_said(tmp_path):
     assert module._unequal({"a": 1}, {"b": 1}, "x") == ["x: {'a': 1} and {'b': 1}"]
     assert module._unequal([1], [1, 2], "x") == ["x: [1] and [1, 2]"]
     assert module._unequal(1, 1.0, "x") == ["x: 1 and 1.0"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    ["model-00002-of-00002.safetensors", "optimizer.pt", "scheduler.pt", "sums_0.pt", "metrics.jsonl"],
+)
+def test_a_difference_in_any_file_of_a_run_is_found_also_in_the_last_shard(tmp_path, spoil):
+    def run(name, changed):
+        checkpoint = tmp_path / name / "checkpoints" / f"checkpoint-{module.STEPS}"
+        checkpoint.mkdir(parents=True)
+        for file in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+            save_file({"weight": torch.full((2,), float(changed and file == spoil))}, checkpoint / file)
+        for file in ("optimizer.pt", "scheduler.pt", "sums_0.pt"):
+            torch.save({"state": int(changed and file == spoil)}, checkpoint / file)
+        line = f'{{"loss": {int(changed and spoil == "metrics.jsonl")}, "train_runtime": {int(changed)}}}'
+        (tmp_path / name / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    whole = run("whole", changed=False)
+    assert module._differences(whole, run("same", changed=False)) == []
+    (found,) = module._differences(whole, run("other", changed=True))
+    assert found.startswith(spoil)
+
+
+def test_a_run_whose_weights_cannot_be_compared_is_not_called_equal(tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name / "checkpoints" / f"checkpoint-{module.STEPS}").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no weights"):
+        module._differences(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_recipe_that_fails_or_has_no_steps_says_why(workshop):

@@ -39,8 +39,7 @@ class Scorer:
             raise ValueError(f"{folder} has not been calibrated: run kwise calibrate on held-out rankings first")
         if lower_bound is not None:
             check_bound(lower_bound)
-        if lower_bound is not None and self.model.uncertainty is None:
-            raise ValueError(f"{folder} has no uncertainty beside it: make it from rankings with 'kwise uncertainty'")
+            self.model.known_uncertainty()
         self.calibrated, self.lower_bound = calibrated, lower_bound
 
     def __call__(self, prompts: Sequence[object], completions: Sequence[object]) -> list[float]:
@@ -77,8 +76,7 @@ class Scorer:
     def _score(
         self, encoded: list[EncodedRanking], members: dict[str, list[int]], texts: list[str]
     ) -> list[list[float]]:
-        calibration = self.model.settings.calibration
-        scale = calibration.temperature if self.calibrated and calibration else 1.0
+        scale = self.model.temperature if self.calibrated else 1.0
         if self.lower_bound is None:
             found = [(rewards, [0.0] * len(rewards)) for rewards in self.model.score_encoded(encoded)]
         else:
