@@ -30,7 +30,7 @@ class DataError(ValueError):
         super().__init__(f"{where}: {problem}" if field is None else f"{where}, field '{field}': {problem}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # so that a worker process can raise it
-        return partial(DataError, self.problem, file=self.file, line=self.line, field=self.field), ()
+        return partial(type(self), self.problem, file=self.file, line=self.line, field=self.field), ()
 
 
 @dataclass(frozen=True)

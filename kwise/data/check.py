@@ -106,6 +106,7 @@ class Checker:
             "prompts": len(self.first),
             "answers": sum(size * count for size, count in sizes.items()),
             "k": {str(size): sizes[size] for size in sorted(sizes)},
+            "answers_of_known_author": sum(model is not None for each in outlines for model in each.models),
             "rankings_with_ties": sum(len(set(each.ranks)) < len(each.ranks) for each in outlines),
             "ranks_are_1_to_k": self.ones_to_k,
             "turns": {str(turns): count for turns, count in sorted(self.turns.items())},
@@ -158,7 +159,7 @@ def _kind_of_error(error: DataError) -> str:
         return "not a JSON object"
     if field_name.endswith(".rank"):
         return "rank is null, not a number or not finite"
-    if "at least two answers" in error.problem:
+    if isinstance(error, sources.TooFewAnswers):
         return "fewer than two answers"
     if field_name.startswith(("prompt", "context")):
         return "prompt cannot be read"
@@ -218,7 +219,7 @@ def _without_bad_answers(row: dict[str, Any], error: DataError, done: Counter[st
         for k, item in enumerate(items):
             # alone an answer is always one too few: that is the error of one that can be read
             alone = sources.to_ranking({**row, column: [item]}, read, error.file, error.line or 0)
-            if isinstance(alone, DataError) and "at least two answers" in alone.problem:
+            if isinstance(alone, sources.TooFewAnswers):
                 good.append(k)
         _keep_values(row, good, len(items))
         row[column] = [items[k] for k in good]

@@ -31,6 +31,15 @@ def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     yield from _hub(path) if local is None else _local(str(local))
 
 
+def public_name(word: str) -> str:
+    """What data or a model may be called where others read it: a hub id or a packaged set as it is, of a path, also behind a
+    suite's name, the last part. Where it lies on this machine is nobody's business."""
+    if HUB_ID.fullmatch(word) and not Path(word).exists():
+        return word
+    suite, colon, path = word.partition(":")
+    return f"{suite}:{public_name(path)}" if colon and "/" not in suite else Path(word).name
+
+
 def content_key(path: str) -> str:
     """What changes whenever the rows of ``path`` (as ``read_lines`` takes it) do: a hash of the file's bytes, or the commit of
     the hub's data set. Raises ``DataError`` for what is not there."""

@@ -33,6 +33,10 @@ class FieldError(ValueError):
         self.field, self.problem = field, problem
 
 
+class TooFewAnswers(DataError):
+    """A row that can be read, and has fewer than two answers."""
+
+
 class Parts(NamedTuple):
     """What a source reads from one row: see ``Ranking``; ``used`` are the columns it took."""
 
@@ -97,10 +101,11 @@ def to_ranking(
     """One row by one source: a ``Ranking``, or the ``DataError`` that says why not."""
     try:
         parts = read(row)
-        if len(parts.responses) < 2:
-            raise FieldError(parts.used[-1], f"a ranking needs at least two answers, this has {len(parts.responses)}")
     except FieldError as error:
         return DataError(error.problem, file=file, line=line, field=error.field)
+    if len(parts.responses) < 2:
+        problem = f"a ranking needs at least two answers, this has {len(parts.responses)}"
+        return TooFewAnswers(problem, file=file, line=line, field=parts.used[-1])
     columns = {key: value for key, value in row.items() if key not in parts.used}
     return Ranking(parts.messages, parts.responses, parts.ranks, parts.models, file, line, columns)
 

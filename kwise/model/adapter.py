@@ -7,16 +7,14 @@ import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file
 
 from kwise.model import backbone
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
     """Does the folder (or hub id) hold an adapter rather than a whole model?"""
-    return cached_file(folder, CONFIG, _raise_exceptions_for_missing_entries=False) is not None
+    return cached_file(folder, ADAPTER_CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def merge_adapter(
@@ -29,9 +27,11 @@ def merge_adapter(
     ``ValueError`` for an adapter without safetensors weights or without the head, for tensors that are missing or too many,
     and where the adapter reaches fewer layers than the base has: then the base must have been cut.
     """
-    weights = cached_file(folder, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+    weights = cached_file(folder, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     if weights is None:
-        raise ValueError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors (kwise reads no pickles)")
+        raise ValueError(
+            f"{folder} has no {ADAPTER_SAFE_WEIGHTS_NAME}: save the adapter as safetensors (kwise reads no pickles)"
+        )
     state = load_file(weights)
     if not any(f".{backbone.HEAD}." in name for name in state):
         raise ValueError(
@@ -41,7 +41,7 @@ def merge_adapter(
     config.inference_mode = True
     base = config.base_model_name_or_path
     if not base:
-        raise ValueError(f"{folder}: {CONFIG} does not say which base model the adapter belongs to")
+        raise ValueError(f"{folder}: {ADAPTER_CONFIG_NAME} does not say which base model the adapter belongs to")
     whole = AutoConfig.from_pretrained(base)
     if any("Classification" in name for name in whole.architectures or ()):
         model = backbone.load(base, dtype)

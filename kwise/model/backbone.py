@@ -23,6 +23,7 @@ from kwise.model.smollm2 import smollm2
 
 HEAD = "score"
 DTYPES = ("float32", "bfloat16", "float16")
+LM_HEADS = ("lm_head", "embed_out", "output")
 RECOMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry
 TEMPLATES = {path.stem: path for path in sorted(Path(__file__).with_name("templates").glob("*.jinja"))}
 
@@ -248,4 +249,4 @@ def _is_of_causal_lm(name: str, layers: int | None) -> bool:
     """Is a tensor of this name part of a causal LM that a classifier with the first ``layers`` layers has no use for?"""
     layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
     beyond = layers is not None and layer is not None and int(layer.group(1)) >= layers
-    return beyond or name.endswith(RECOMPUTED) or bool(re.match(r"(lm_head|embed_out|output)\.", name))
+    return beyond or name.endswith(RECOMPUTED) or name.partition(".")[0] in LM_HEADS

@@ -259,8 +259,8 @@ class RewardModel:
         return encoded, answers
 
     def calibrated(self, rewards: Sequence[float], texts: Sequence[str]) -> list[float]:
-        """The rewards of responses, given as ``texts``, as ``kwise calibrate`` corrects them (``Calibration``): unchanged for a model
-        without one."""
+        """The rewards of responses, given as ``texts``, as ``kwise calibrate`` corrects them (``Calibration``): unchanged for a
+        model without one."""
         return (self.settings.calibration or Calibration()).apply(rewards, [len(text) for text in texts])
 
     @property

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import NamedTuple
 
+from kwise.data.lines import public_name
 from kwise.data.sources import read_rankings
 from kwise.model.calibrated import Calibration
 from kwise.model.reward_model import RewardModel
 from kwise.objective.calibration import cross_fitted, curves, figures, fit_calibration
 from kwise.objective.metrics import Metric
 from kwise.objective.reliability import Bin
-
-STAGES = ("before", "after")
 
 
 class Calibrated(NamedTuple):
@@ -46,10 +44,8 @@ def calibrate(
     tables = {"before": rewards, "after": cross_fitted(rewards, ranks, groups, fitted_on)}
     found = {stage: figures(ranks, table, groups, lengths) for stage, table in tables.items()}
     kept = {stage: {name: metric.to_json() for name, metric in each.items()} for stage, each in found.items()}
-    # a hub id or a packaged set as it is, of a path the name alone: the folder's place on this machine is nobody's business
-    names = [Path(file).name if Path(file).exists() else file for file in files]
     return Calibrated(
-        replace(fit, data=names, figures=kept),
+        replace(fit, data=[public_name(file) for file in files], figures=kept),
         found,
         {stage: curves(ranks, table) for stage, table in tables.items()},
         shortened,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+
 from kwise.data.lines import HUB_ID, STARTER
 from kwise.data.sources import scan_rows
 from kwise.model.reward_model import RewardModel
@@ -16,7 +18,6 @@ from kwise.use.suites import SUITES
 from kwise.use.suites.suite import DATA_FILE, Suite, read_suite, suite_draws
 
 ALL = "all"
-ADAPTER = "adapter_config.json"
 LONGER = "longer answer"  # what a suite gives for the number of characters as reward
 Splits = dict[str, dict[str, Draws]]
 
@@ -84,7 +85,7 @@ def _is_data(word: str) -> bool:
 
 
 def _is_model_folder(word: str) -> bool:
-    return any((Path(word) / name).is_file() for name in ("config.json", ADAPTER))
+    return any((Path(word) / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
 
 
 def open_data(word: str, by: str | None = None, source: str = "auto") -> Data:

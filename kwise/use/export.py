@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForSequenceClassification, TorchAoConfig
 from transformers.utils import cached_file
 
-from kwise.data.lines import HUB_ID
+from kwise.data.lines import public_name
 from kwise.data.sources import read_rankings
 from kwise.model import backbone
 from kwise.model.adapter import is_adapter, merge_adapter
@@ -103,7 +103,7 @@ def export(
         notes = backbone.align(model.model, model.tokenizer)
     else:  # the template stays: the rule "card" reads what it writes with the tokenizer's BOS before it
         notes = [note for note in (backbone.set_pad_token(model.model, model.tokenizer),) if note]
-    before = _score(model, compared, "scoring the original", progress) if dtype else {}
+    before, _ = _score(model, compared, "scoring the original", progress) if dtype else ({}, 0)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
         written = Path(unfinished, "model")
@@ -111,7 +111,9 @@ def export(
         _write(model, written, dtype or kept)
         del model  # the copy takes its place in memory
         copy = RewardModel.from_pretrained(written, dtype=None)
-        after = _score(copy, compared if dtype else rankings, "scoring the folder written", progress)
+        after, shortened = _score(copy, compared if dtype else rankings, "scoring the folder written", progress)
+        if shortened:  # the same of the original, which has the same tokenizer
+            notes.append(f"{shortened} responses of those scored were cut to {copy.settings.max_length} tokens")
         change = _change(dtype, before, after) if dtype else None
         names = file_names(rankings, _name)
         metrics = {names[file]: _measured(copy, own, after[file]) for file, own in rankings.items()}
@@ -189,22 +191,18 @@ def _published(settings: Settings, change: Change | None) -> Settings:
     )
 
 
-def _name(file: str) -> str:
-    """A hub id or a packaged set as it is, of a path the name alone."""
-    if file == "smollm2":
-        return HUB_NAME
-    if file.startswith("starter:") or (HUB_ID.fullmatch(file) and not Path(file).exists()):
-        return file
-    return Path(file).name
+def _name(word: str) -> str:
+    return HUB_NAME if word == "smollm2" else public_name(word)
 
 
 def _score(
     model: RewardModel, rankings: dict[str, list[Ranking]], what: str, progress: Progress
-) -> dict[str, list[list[float]]]:
-    return {
-        file: model.score_rankings(own, lambda done, total: progress(what, done, total))[0]
+) -> tuple[dict[str, list[list[float]]], int]:
+    found = {
+        file: model.score_rankings(own, lambda done, total: progress(what, done, total))
         for file, own in rankings.items()
     }
+    return {file: rewards for file, (rewards, _) in found.items()}, sum(shortened for _, shortened in found.values())
 
 
 def _measured(model: RewardModel, rankings: list[Ranking], rewards: list[list[float]]) -> dict[str, Metric]:

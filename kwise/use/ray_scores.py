@@ -4,6 +4,7 @@ A worker is an actor that loads the model once. One that dies is started again b
 by whoever is free.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from kwise.model.reward_model import RewardModel
 from kwise.use.score_file import WINDOW, columns_of, scored_rows, take_window
 from kwise.use.score_shares import score_share
+
+COUNTS = ("written", "kept", "shortened")
 
 
 def score_dataset(
@@ -46,8 +49,9 @@ def score_dataset(
 
 def score_file_on_ray(
     model: str, file: str, out: str, workers: int, shares: int = 64, dtype: str = "float32", **options: Any
-) -> None:
+) -> dict[str, int]:
     """``score_file(model, file, out, resume=True)`` by ``workers`` that share ``file``'s and ``out``'s folders: the same bytes.
+    Gives its counts of what was scored in this call.
 
     ``options`` are ``calibrated``, ``c`` and ``choose``; all others are resources as of ``score_dataset``. The file is scored in
     so many ``shares`` (``kwise.use.score_shares``), which is also how many workers find work. Whatever dies, workers, this
@@ -61,7 +65,8 @@ def score_file_on_ray(
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         **options,
     )
-    done.materialize()
+    found = done.take_all()
+    return {name: sum(row[name] for row in found) for name in COUNTS}
 
 
 class RowScorer:
@@ -77,12 +82,14 @@ class RowScorer:
         window, problem = take_window(self.model, iter(rows), "a batch of the data set", self.choose)
         if problem:
             raise problem
+        if cut := sum(removed > 0 for line in window for removed in line.encoded.cut):
+            warnings.warn(f"{cut} responses were cut to {self.model.settings.max_length} tokens", stacklevel=2)
         found = scored_rows(self.model, window, "a batch of the data set", self.how, self.choose)
         return pyarrow.Table.from_pylist(list(found))
 
 
 class ShareScorer:
-    """An actor: numbers of shares in, their scores into files."""
+    """An actor: numbers of shares in, their scores into files, ``COUNTS`` out."""
 
     def __init__(self, model: str, dtype: str, file: str, out: str, shares: int, how: dict[str, Any]) -> None:
         self.model = RewardModel.from_pretrained(model, dtype=getattr(torch, dtype))
@@ -91,5 +98,5 @@ class ShareScorer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One share."""
         (share,) = batch["id"].tolist()
-        score_share(self.model, self.file, self.out, share, self.shares, resume=True, **self.how)
-        return batch
+        counts = score_share(self.model, self.file, self.out, share, self.shares, resume=True, **self.how)
+        return {name: np.array([counts[name]]) for name in COUNTS}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kwise.data.lines import public_name
 from kwise.use.evaluation import ALL, Data, Splits
 from kwise.use.suites import rewardbench, rewardbench2
 
@@ -87,8 +88,7 @@ def model_index(name: str, found: Mapping[str, Splits], data: Sequence[Data]) ->
             if draws.value is not None and (metric in CARD_METRICS if suite is None else not metric.endswith("nll"))
         ]
         hub = next(iter(source.files.values())).hub if source is not None else None
-        # of a path the name alone: where it lies on this machine is nobody's business
-        place = Path(word).name if Path(word).exists() else word
+        place = public_name(word)
         dataset = {"type": (hub or suite or place).partition(":")[0], "name": suite or place}
         if metrics:
             task = {"type": "preference_evaluation", "name": "Preference Evaluation"}

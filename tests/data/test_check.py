@@ -153,6 +153,7 @@ def test_facts_by_hand(tmp_path: Path) -> None:
         "prompts": 3,
         "answers": 10,
         "k": {"2": 2, "3": 2},
+        "answers_of_known_author": 8,
         "rankings_with_ties": 1,
         "ranks_are_1_to_k": 2,
         "turns": {"1": 3, "3": 1},

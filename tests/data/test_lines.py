@@ -11,7 +11,7 @@ import pytest
 import xxhash
 import zstandard
 
-from kwise.data.lines import content_key, read_lines
+from kwise.data.lines import content_key, public_name, read_lines
 from kwise.records import DataError
 
 ROWS = [{"n": 1, "text": "ä"}, {"n": 2, "text": "b\u2028c"}, {"n": 3, "text": ""}]
@@ -315,6 +315,24 @@ def test_a_pipe_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 def test_utf_16_is_not_taken_for_csv(tmp_path: Path) -> None:
     assert "UTF-16" in refusal(write(tmp_path, '{"a": 1, "b": 2}\n'.encode("utf-16"))).problem
+
+
+def test_what_is_public_of_a_word_is_never_a_place_on_this_machine(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret").mkdir()
+    Path("secret/held.jsonl").touch()
+    for word, name in {
+        str(tmp_path / "secret" / "held.jsonl"): "held.jsonl",
+        "secret/held.jsonl": "held.jsonl",
+        "/gone/away/held.jsonl": "held.jsonl",
+        f"rewardbench:{tmp_path}/secret": "rewardbench:secret",
+        "rewardbench": "rewardbench",
+        "starter:heldout": "starter:heldout",
+        "owner/name": "owner/name",
+        "owner/name:test": "owner/name:test",
+        "rewardbench:owner/name": "rewardbench:owner/name",
+    }.items():
+        assert public_name(word) == name
 
 
 def test_the_key_of_a_file_is_its_content(tmp_path: Path) -> None:

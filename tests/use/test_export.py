@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_two_files_of_one_name_are_both_in_the_card(folder, rankings, tmp_path):
     assert list(result.metrics) == result.change.data == files
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(file in card for file in files)
+
+
+def test_responses_that_were_cut_to_be_scored_are_counted(folder, rankings, tmp_path):
+    result = export(folder, tmp_path / "whole", files=[rankings])
+    assert not any("cut" in note for note in result.notes)
+    long = {"context": PROMPT, "completions": [{"rank": i, "completion": "x " * 9000 + str(i)} for i in (1, 2)]}
+    with Path(rankings).open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    result = export(folder, tmp_path / "out", files=[rankings])
+    assert any(note.startswith("2 responses of those scored were cut to ") for note in result.notes)
 
 
 def test_metadata_is_what_the_hub_reads_with_the_task_of_rewardbench(folder, rankings, tmp_path):

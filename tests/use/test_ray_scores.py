@@ -98,7 +98,8 @@ def test_a_file_scored_while_a_worker_is_killed_has_the_bytes_of_one_process(
             return super().__call__(batch)
 
     monkeypatch.setattr(ray_scores, "ShareScorer", Killed)
-    ray_scores.score_file_on_ray(model, file, str(out), workers=2, shares=4, num_cpus=0.5)
+    counts = ray_scores.score_file_on_ray(model, file, str(out), workers=2, shares=4, num_cpus=0.5)
+    assert counts["written"] + counts["kept"] == len(whole.splitlines()) and counts["shortened"] == 0
     assert (tmp_path / "killed").exists()
     assert out.read_bytes() == whole
     assert list(tmp_path.glob("out.jsonl.*")) == []

@@ -8,11 +8,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kwise.data.lines import public_name
 from kwise.model.reward_model import RewardModel
 from kwise.objective.metrics import bootstrap, compare, metric_terms
 from kwise.records import Ranking
@@ -28,7 +28,7 @@ ACCUSED = ("bias", "blind")
 
 class Subject(NamedTuple):
     """What is known of one model: its ``rewards`` [L][K], what ``probes`` did (None: there is no model to score edits with)
-    and how many distinct responses were cut to its longest sequence."""
+    and how many distinct responses, edits among them, were cut to its longest sequence."""
 
     rewards: Sequence[Sequence[float]]
     probes: list[Changes] | None = None
@@ -52,7 +52,7 @@ def audit(
     return {
         "kwise": version("kwise"),
         "data": {
-            "names": [_name(word) for word in data],
+            "names": [public_name(word) for word in data],
             "rankings": len(rankings),
             "answers": len(answers.owner),
             "prompts": len(design.clusters),
@@ -66,14 +66,6 @@ def audit(
         "models": found,
         "differences": {f"{name} - {first[0]}": _difference(rankings, first[1], own, design) for name, own in others},
     }
-
-
-def _name(word: str) -> str:
-    """Of a path, also behind the name of a suite, the last part: where it lies on this machine is nobody's business."""
-    suite, colon, path = word.partition(":")
-    if Path(word).exists():
-        return Path(word).name
-    return f"{suite}:{Path(path).name}" if colon and Path(path).exists() else word
 
 
 def foreign_subjects(data: Sequence[Data], compared: bool) -> tuple[list[Ranking], dict[str, Subject], list[str]]:
@@ -98,8 +90,10 @@ def model_subject(
 ) -> Subject:
     """Score the rankings, and the edits of one answer each of ``probes`` prompts (0: no edits)."""
     rewards, shortened = model.score_rankings(rankings, partial(progress, "scoring"))
-    changes = run_probes(model, rankings, probes, partial(progress, "scoring edits")) if probes else None
-    return Subject(rewards, changes, shortened)
+    if not probes:
+        return Subject(rewards, None, shortened)
+    changes, edits_shortened = run_probes(model, rankings, probes, partial(progress, "scoring edits"))
+    return Subject(rewards, changes, shortened + edits_shortened)
 
 
 def _of_one(

@@ -148,9 +148,9 @@ def run_probes(
     sample: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
-) -> list[Changes]:
+) -> tuple[list[Changes], int]:
     """Edit one answer each of ``sample`` prompt groups, drawn with ``seed``, in every way that applies, and all answers that
-    have a fact to swap; score originals and edits together."""
+    have a fact to swap; score originals and edits together, and count those that were cut to the model's longest sequence."""
     rng = np.random.default_rng(seed)
     by_group: dict[str, list[int]] = {}
     for i, ranking in enumerate(rankings):
@@ -175,13 +175,13 @@ def run_probes(
         Ranking(rankings[i].messages, [text, edited], [1.0, 2.0], [None, None], rankings[i].file, rankings[i].line)
         for i, _, text, edited in asked
     ]
-    rewards, _ = model.score_rankings(lists, progress)
+    rewards, shortened = model.score_rankings(lists, progress)
     found = {name: Changes(name, [], [], []) for name in ALL}
     for (i, name, _, _), (before, after) in zip(asked, rewards, strict=True):
         found[name].groups.append(rankings[i].group)
         found[name].before.append(before)
         found[name].after.append(after)
-    return list(found.values())
+    return list(found.values()), shortened
 
 
 def mean_change(groups: Sequence[str], changes: np.ndarray) -> tuple[float, float, float] | None:

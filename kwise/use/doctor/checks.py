@@ -10,14 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.model.backbone import HEAD, RECOMPUTED
+from kwise.model.backbone import HEAD, LM_HEADS, RECOMPUTED
 from kwise.model.reward_model import SETTINGS_FILE, Settings
 from kwise.model.transformers4 import CONFIG, TOKENIZER, old_config, old_tokenizer
 from kwise.use.doctor.probes import Probe
 
 HALF = {"F16": "float16", "BF16": "bfloat16"}
 ABSURD_LENGTH = 10**15  # what a tokenizer says that was never told its length (1e30), with room
-LM_HEADS = ("lm_head.", "embed_out.", "output.")
 OLD_ROPE = {"rope_theta": 10_000.0, "rope_type": "default"}  # what transformers 4 takes of nearly every decoder
 SHOWN = 3  # tensors named before "... and n more"
 
@@ -186,7 +185,7 @@ def _tensors(facts: Facts, _: list[Probe]) -> Iterator[Finding]:
         if name not in heads and not name.endswith(RECOMPUTED) and not (name.endswith("bias") and _is_head(name))
     ]
     if unused:
-        language = all(name.startswith(LM_HEADS) for name in unused)
+        language = all(name.partition(".")[0] in LM_HEADS for name in unused)
         mend = "leave it out" if language else "none: find out what they are; the model may be of another class"
         what = (
             f"the model has no place for {_named(unused)}: transformers drops them without a word, kwise refuses them"

@@ -20,7 +20,7 @@ def one():
         own.models[0] = f"{own.models[0]} $x_1$ {EVIL}"
         own.responses[-1] = "x" * 300 + own.responses[-1]
     rewards = SCORERS["characters"](rng, rankings, qualities)
-    return audit(rankings, {EVIL: Subject(rewards, run_probes(Scorer(len), rankings, 20), 3)}, ["planted.jsonl"])
+    return audit(rankings, {EVIL: Subject(rewards, run_probes(Scorer(len), rankings, 20)[0], 3)}, ["planted.jsonl"])
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def both():
         own.columns["good_natured"] = i % 3 > 0
     scorers = {"careful": "perfect, knows ranks", "shy": "refusal"}
     subjects = {
-        name: Subject(SCORERS[kind](rng, rankings, qualities), run_probes(Scorer(score), rankings, 15))
+        name: Subject(SCORERS[kind](rng, rankings, qualities), run_probes(Scorer(score), rankings, 15)[0])
         for (name, kind), score in zip(scorers.items(), (len, lambda text: -len(text)), strict=True)
     }
     return audit(rankings, subjects, ["planted.jsonl"])

@@ -85,7 +85,7 @@ def test_the_mean_change_is_the_t_interval_of_the_groups_means():
 
 
 def verdicts(score, rankings=STARTER, sample=60):
-    changes = run_probes(Scorer(score), rankings, sample)
+    changes = run_probes(Scorer(score), rankings, sample)[0]
     flat = np.array([float(score(text)) for each in rankings for text in each.responses])
     return {own["probe"]: own["verdict"] for own in judge_probes(changes, flat.std())}
 
@@ -118,8 +118,8 @@ def test_a_scorer_at_random_is_moved_by_nothing():
 
 
 def test_one_answer_of_each_prompt_drawn_is_edited_and_the_draw_is_the_same_every_time():
-    first = run_probes(Scorer(len), STARTER, 20)
-    assert first == run_probes(Scorer(len), STARTER, 20)
+    first = run_probes(Scorer(len), STARTER, 20)[0]
+    assert first == run_probes(Scorer(len), STARTER, 20)[0]
     by_name = {own.probe: own for own in first}
     assert len(by_name["padding"].groups) == len(set(by_name["padding"].groups)) == 20
     assert len(by_name["swap"].groups) == len(SWAPS)  # all there are
@@ -131,15 +131,26 @@ def test_prompts_are_drawn_whatever_is_in_them_and_in_no_more_memory_than_they_h
     texts[7] = "x" * 1_000_000
     rankings = [ranking(text, ["One. Two.", "Three."]) for text in texts]
     tracemalloc.start()
-    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 299)}
+    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 299)[0]}
     assert len(found["padding"].groups) == 299
     assert tracemalloc.get_traced_memory()[1] < 100e6  # as an array of texts of one width the prompts are 1.2 GB
     tracemalloc.stop()
 
 
+def test_edits_that_were_cut_are_counted(ranking):
+    class Cutting(Scorer):
+        def score_rankings(self, rankings, progress=lambda done, total: None):
+            rewards, _ = super().score_rankings(rankings, progress)
+            return rewards, sum(len(text) > 40 for own in rankings for text in own.responses)
+
+    rankings = [ranking("a prompt", ["One. Two.", "Three."])]
+    changes, shortened = run_probes(Cutting(len), rankings, 1)
+    assert shortened == sum(after > 40 for own in changes for after in own.after) > 0
+
+
 def test_the_draw_is_that_of_the_prompts_themselves(ranking):
     rankings = [ranking(f"prompt {i}", ["One. Two.", "Three."]) for i in range(50)]
-    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 10)}["padding"].groups
+    found = {own.probe: own for own in run_probes(Scorer(len), rankings, 10)[0]}["padding"].groups
     drawn = np.random.default_rng(0).permutation([own.group for own in rankings])[:10]
     assert found == sorted(map(str, drawn))
 

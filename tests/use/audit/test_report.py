@@ -57,7 +57,7 @@ def test_the_page_says_what_a_model_is_accused_of_and_how_sure_that_is(one):
     html = page(one)
     assert "Rewards length, quality and all else held fixed: +0." in html
     assert "adjusted p &lt; 0.001" in html
-    assert "3 distinct responses were longer than the model reads" in html
+    assert "3 distinct responses (edits among them) were longer than the model reads" in html
 
 
 def test_two_models_are_shown_with_their_differences(both):
