@@ -1,5 +1,6 @@
 """The K-wise maximum likelihood estimator MLE_K of arXiv 2301.11270, for rankings of any K, with ties."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,8 @@ import torch
 from kwise.objective.options import by_number, check_weights
 from kwise.objective.ragged import by_list, low
 
-EXACT_TIES = 8  # the exact sum takes 2^m steps for m tied responses
+SUMMED_TIES = 8  # the sum over orders takes 2^m steps for m tied responses; the integral some thousands for any few
+SMALL = -14.0  # a logarithm: of e^-14 the next term, a^2 / 24, is lost in float64
 
 
 def plackett_luce(
@@ -23,11 +25,11 @@ def plackett_luce(
     ranking a reward belongs to, any integers, any order). Gives the loss in nats, a scalar, and the number of rankings.
 
     P(ranking) = prod_k exp(r_k) / sum over j not yet placed of exp(r_j). At equal rewards the loss of K responses without
-    ties is log K!; for K = 2 it is Bradley-Terry's. Of tied responses the order is unknown, so the likelihood is summed
-    over all orders of the tied block: exactly up to ``EXACT_TIES`` responses, by Breslow's approximation (all of them
-    drawn against the whole remaining set, times the number of orders) beyond. A block with nothing below it has
-    probability 1, whatever its size; so a ranking whose responses are all tied says nothing and has loss 0. A partial
-    ranking ("these are the best three, in this order") is a tie of all others at the bottom. Convex, ties included.
+    ties is log K!; for K = 2 it is Bradley-Terry's. Of tied responses the order is unknown, so the likelihood is that of the
+    tied block in any order: the sum over all orders up to ``SUMMED_TIES`` responses, the same number by an integral, to
+    the digits of ``rewards``' dtype, beyond. A block with nothing below it has probability 1, whatever its size; so a
+    ranking whose responses are all tied says nothing and has loss 0. A partial ranking ("these are the best three, in this
+    order") is a tie of all others at the bottom. Convex, ties included.
 
     ``stage_weights``: the weight of the log-probability of the first, second, ... place; the last one goes on. At least 0, not
     all 0. ``top`` = m, at least 1: only the first m places count. The place of a tied block is 1 + the number of strictly
@@ -69,7 +71,7 @@ def plackett_luce_nll(
         responses = table[owner]  # [B, K] all responses of the block's ranking
         tied = responses[tied_with[lead]].view(-1, m)
         below = responses.masked_fill(~worse[lead], low(table.dtype)).logsumexp(1)
-        log_p = _any_order(tied, below) if m <= EXACT_TIES else _breslow(tied, below)
+        log_p = _any_order(tied, below) if m <= SUMMED_TIES else _race(tied, below)
         log_likelihood = log_likelihood.index_add(0, owner, weight[lead] * log_p)
     return -log_likelihood
 
@@ -90,7 +92,23 @@ def _any_order(tied: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return log_p[-1]
 
 
-def _breslow(tied: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+def _race(tied: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """``_any_order`` in O(m^1.5) steps. Give every response a clock that rings after a time exponential at rate exp(r): they ring
+    in Plackett-Luce's order (Luce 1959), and the block comes next if all of its clocks ring before the first of those below. With
+    x = log time, in units of 1 / exp(below),
+
+        P = integral of exp(x - e^x) prod_i (1 - exp(-e^(r_i - below + x))) dx
+
+    by the trapezoidal rule, which converges geometrically as the integrand is analytic and dies off at both ends (Trefethen
+    and Weideman 2014, SIAM Review 56). It is as narrow as 1 / sqrt(m), which the step follows. Jointly log-concave in x and
+    rewards, so that P is log-concave too.
+    """
     m = tied.shape[1]
-    total = torch.cat([tied, below[:, None]], 1).logsumexp(1)
-    return tied.sum(1) - m * total + torch.lgamma(total.new_tensor(m + 1.0))
+    step = min(0.25, 0.7 / math.sqrt(m + 1))
+    end = math.log(m + 45 + 10 * math.sqrt(m))  # beyond it the integrand is lost in float64, as it is below exp(-37)
+    x = torch.arange(-37.0, end, step, dtype=tied.dtype, device=tied.device)
+    log_rate = (tied - below.unsqueeze(1)).unsqueeze(2) + x  # [B, m, points] of a clock in the time that has passed
+    # log(1 - exp(-a)) of a = exp(log_rate): log a - a / 2 where a is small. What is clamped is not used, or has no gradient left
+    small = log_rate - log_rate.clamp(max=SMALL).exp() / 2
+    rung = torch.where(log_rate < SMALL, small, torch.log(-torch.expm1(-log_rate.clamp(SMALL, 80.0).exp())))
+    return (x - x.exp() + rung.sum(1)).logsumexp(1) + math.log(step)

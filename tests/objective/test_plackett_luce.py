@@ -240,49 +240,49 @@ def test_float32_agrees_with_float64():
 
 
 def test_largest_exact_block_equals_inclusion_and_exclusion():
-    tied, below = draw(7, MODULE.EXACT_TIES), draw(8, 3)
+    tied, below = draw(7, MODULE.SUMMED_TIES), draw(8, 3)
     ranks = [1] * len(tied) + [2, 3, 4]
     expected = block_first_nll(tied, below) + brute_nll(below, [1, 2, 3])
     assert one(tied + below, ranks) == pytest.approx(expected, rel=1e-9)
 
 
-def breslow_nll(tied, below):
-    """-log( m! * prod exp(r_i) / Z^m ) with Z over the whole remaining set."""
-    z = sum(map(math.exp, tied + below))
-    return -(math.log(math.factorial(len(tied))) + sum(tied) - len(tied) * math.log(z))
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 5.0, 30.0, 100.0])
+@pytest.mark.parametrize("m", [1, 2, 5, 8, 9, 12])
+def test_the_integral_is_the_sum_over_all_orders_with_its_gradient(m, scale):
+    tied = (torch.tensor([draw(seed, m, scale) for seed in range(4)], dtype=torch.float64)).requires_grad_()
+    below = torch.tensor(draw(99, 4, scale), dtype=torch.float64).requires_grad_()
+    summed, integral = MODULE._any_order(tied, below), MODULE._race(tied, below)
+    assert integral.detach().numpy() == pytest.approx(summed.detach().numpy(), rel=1e-11, abs=1e-11)
+    for wanted, got in zip(*(torch.autograd.grad(p.sum(), (tied, below)) for p in (summed, integral)), strict=True):
+        assert (got - wanted).abs().max() < 1e-10
+    single = MODULE._race(tied.detach().float(), below.detach().float())
+    assert single.double().numpy() == pytest.approx(summed.detach().numpy(), rel=1e-5, abs=1e-5)
 
 
-def test_larger_block_follows_breslows_formula():
-    tied, below = draw(9, MODULE.EXACT_TIES + 1), draw(8, 2)
-    expected = breslow_nll(tied, below) + brute_nll(below, [2, 1])
-    assert one(tied + below, [1] * len(tied) + [3, 2]) == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("m", [9, 50, 400, 2000])
+def test_a_large_tied_block_of_equal_rewards_has_the_closed_form(m):
+    # all orders are alike: one of C(m + 2, m) sets comes first
+    expected = math.lgamma(m + 3) - math.lgamma(m + 1) - math.lgamma(3) + math.log(2)
+    assert one([3.0] * (m + 2), [1] * m + [2, 3]) == pytest.approx(expected, rel=1e-11)
 
 
-def test_breslow_never_claims_more_likelihood_than_the_exact_sum():
-    # every denominator of the exact sum is smaller than the whole set's
-    for seed in range(5):
-        tied, below = draw(seed, MODULE.EXACT_TIES + 1), draw(seed + 50, 2)
-        exact = block_first_nll(tied, below) + brute_nll(below, [1, 2])
-        assert one(tied + below, [1] * len(tied) + [2, 3]) > exact
+def test_a_large_tied_block_equals_inclusion_and_exclusion():
+    tied, below = draw(9, MODULE.SUMMED_TIES + 2), draw(8, 2)
+    expected = block_first_nll(tied, below) + brute_nll(below, [2, 1])
+    assert one(tied + below, [1] * len(tied) + [3, 2]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_breslow_becomes_exact_when_the_tied_block_is_a_drop_in_the_remaining_set():
-    # with Z dominated by what is below, drawing one tied response leaves Z as it was, which is Breslow's assumption. The
-    # exact sum lies between the formulas with Z and with Z less the tied mass, which differ by at most m (tied mass) / Z
-    tied = [r - 20 for r in draw(3, MODULE.EXACT_TIES + 1)]
-    below = [5.0, 4.0]
-    bound = len(tied) * sum(map(math.exp, tied)) / sum(map(math.exp, below))
-    product = -sum(tied) + len(tied) * math.log(sum(map(math.exp, below))) - math.lgamma(len(tied) + 1)
-    expected = product + brute_nll(below, [1, 2])
-    assert bound < 1e-6
-    assert one(tied + below, [1] * len(tied) + [2, 3]) == pytest.approx(expected, abs=2 * bound)
+def test_the_loss_has_no_step_where_the_sum_gives_way_to_the_integral():
+    # a ninth response that loses to nobody, at a reward far above all: it adds nothing
+    tied, below = draw(9, MODULE.SUMMED_TIES), draw(8, 2)
+    eight = one(tied + below, [1] * 8 + [2, 3])
+    assert one([*tied, 60.0, *below], [1] * 9 + [2, 3]) == pytest.approx(eight, rel=1e-9)
 
 
-def test_a_block_of_one_is_the_same_by_breslow_and_exactly(monkeypatch):
-    rewards = draw(5, 5)
-    exact = one(rewards, [3, 1, 2, 5, 4])
-    monkeypatch.setattr(MODULE, "EXACT_TIES", 0)
-    assert one(rewards, [3, 1, 2, 5, 4]) == pytest.approx(exact, rel=1e-12)
+def test_the_gradient_of_a_large_tied_block_is_that_of_differences():
+    rewards = torch.tensor(draw(4, 13), dtype=torch.float64, requires_grad=True)
+    ranks, lists = torch.tensor([1] * 10 + [2, 3, 3]), torch.zeros(13, dtype=torch.long)
+    assert gradcheck(lambda r: plackett_luce(r, ranks, lists)[0], (rewards,))
 
 
 @pytest.mark.parametrize("losers", [2, 8, 9, 30])
