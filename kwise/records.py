@@ -40,7 +40,8 @@ class Ranking:
     ``messages`` is the prompt: its turns, the last one not by the assistant. ``responses``, ``ranks`` and ``models`` have
     length K and one order, which says nothing: only ``ranks`` does (lower is better, equal is tied). ``models`` holds the
     name of each response's author where the source gives one. ``columns`` are the line's remaining columns as they came,
-    ``file`` and ``line`` (1-based) where it came from.
+    ``file`` and ``line`` (1-based) where it came from. ``prompt_from_answers`` says that the line has no prompt of its own, and
+    that what both answers begin with was taken for it.
     """
 
     messages: list[Message]
@@ -50,6 +51,7 @@ class Ranking:
     file: str
     line: int
     columns: dict[str, Any] = field(default_factory=dict)
+    prompt_from_answers: bool = False
 
     @property
     def group(self) -> str:

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -143,10 +144,20 @@ def _strengths_refused(ranking: Ranking) -> bool:
     return False
 
 
+FIRST_ROLE = re.compile(r"\s*(Human|Assistant):")
+
+
+def _has_marker(message: Message) -> bool:
+    """Does a turn begin with a role, or have one after a blank line? Of a prompt read as a transcript no turn does."""
+    return bool(FIRST_ROLE.match(message["content"]) or sources.ROLE_MARKER.search(message["content"]))
+
+
 WARNINGS: dict[str, Callable[[Ranking], bool]] = {
     "duplicate answers": lambda r: len(set(r.responses)) < len(r.responses),
     "empty answer": lambda r: any(not response.strip() for response in r.responses),
     "role marker inside an answer": lambda r: any(sources.ROLE_MARKER.search(response) for response in r.responses),
+    "role marker inside a prompt turn": lambda r: any(map(_has_marker, r.messages)),
+    "prompt taken from what both answers begin with": lambda r: r.prompt_from_answers,
     "empty turn in the prompt": lambda r: any(not message["content"].strip() for message in r.messages),
     "all answers tied": lambda r: len(set(r.ranks)) == 1,
     "judge_values or margin that evaluation refuses": _strengths_refused,
@@ -202,6 +213,8 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
             author = {} if item.models[k] is None else {"model": item.models[k]}
             answers.append(_beside(item, k, row) | answer | author)
         cleaned = _columns(item, list(kept), done) | {"context": item.messages, "completions": answers}
+        if item.prompt_from_answers:
+            done["rows whose prompt was taken from what both answers begin with"] += 1
         # a parquet column may hold what JSON does not, such as dates: those become text
         target.write(json.dumps(cleaned, ensure_ascii=False, default=str) + "\n")
         done["rows written"] += 1

@@ -22,7 +22,10 @@ from kwise.records import DataError, Message, Ranking
 ROLES = ("system", "user", "assistant")
 # what else a message may say, as the formats of chat servers and of datasets call it
 BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
-ROLE_MARKER = re.compile(r"\n\n(Human|Assistant):")
+ROLE_MARKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
+# as HH-RLHF writes it, or with other white space at its front, where a text may begin with "Human:" and be none: then a later
+# turn of the assistant tells
+TRANSCRIPT = re.compile(r"\r?\n\r?\n(?:Human|Assistant):|\s*Human:.*?\r?\n\r?\nAssistant:", re.DOTALL)
 
 
 class FieldError(ValueError):
@@ -45,6 +48,7 @@ class Parts(NamedTuple):
     ranks: list[float]
     models: list[str | None]
     used: tuple[str, ...]
+    prompt_from_answers: bool = False
 
 
 def read_rankings(path: str | os.PathLike[str], source: str = "auto") -> Iterator[Ranking]:
@@ -107,7 +111,7 @@ def to_ranking(
         problem = f"a ranking needs at least two answers, this has {len(parts.responses)}"
         return TooFewAnswers(problem, file=file, line=line, field=parts.used[-1])
     columns = {key: value for key, value in row.items() if key not in parts.used}
-    return Ranking(parts.messages, parts.responses, parts.ranks, parts.models, file, line, columns)
+    return Ranking(*parts[:4], file, line, columns, parts.prompt_from_answers)
 
 
 def nectar(row: dict[str, Any]) -> Parts:
@@ -134,6 +138,7 @@ def pairs(row: dict[str, Any]) -> Parts:
     Lists of texts (RewardBench 2) become one ranking in which all chosen are tied before all rejected.
     """
     sides = {name: row.get(name) for name in ("chosen", "rejected")}
+    prompt_from_answers = False
     whole = all(isinstance(side, list) and len(side) > 1 and isinstance(side[0], dict) for side in sides.values())
     if whole or ("prompt" not in row and all(isinstance(side, list) for side in sides.values())):
         turns = {name: _messages(side, name) for name, side in sides.items()}
@@ -147,8 +152,8 @@ def pairs(row: dict[str, Any]) -> Parts:
         texts = {name: _answers(side, name) for name, side in sides.items()}
     else:
         chosen, rejected = (_text(side, name) for name, side in sides.items())
-        if ROLE_MARKER.match(chosen):
-            turns = {name: _transcript(_text(side, name), name) for name, side in sides.items()}
+        if TRANSCRIPT.match(chosen) or TRANSCRIPT.match(rejected):
+            turns = {"chosen": _transcript(chosen, "chosen"), "rejected": _transcript(rejected, "rejected")}
             messages = _common_prompt(turns)
             texts = {name: [response_text(side[-1:], name)] for name, side in turns.items()}
         else:
@@ -159,6 +164,7 @@ def pairs(row: dict[str, Any]) -> Parts:
                 raise FieldError("prompt", "there is no such column, and the two answers do not begin alike")
             messages = [Message(role="user", content=prompt.strip())]
             texts = {"chosen": [chosen[len(prompt) :]], "rejected": [rejected[len(prompt) :]]}
+            prompt_from_answers = True
     responses = texts["chosen"] + texts["rejected"]
     ranks = [1.0] * len(texts["chosen"]) + [2.0] * len(texts["rejected"])
     models = row.get("models")  # {"chosen": a, "rejected": b}, or one name for each answer in a list
@@ -169,7 +175,7 @@ def pairs(row: dict[str, Any]) -> Parts:
         found = [named.get(side, row.get(f"{side}_model")) for side, own in texts.items() for _ in own]
     names = [name if isinstance(name, str) else None for name in found]
     used = ("prompt", "chosen", "rejected") if "prompt" in row else ("chosen", "rejected")
-    return Parts(messages, responses, ranks, names, used)
+    return Parts(messages, responses, ranks, names, used, prompt_from_answers)
 
 
 def battles(row: dict[str, Any]) -> Parts:
@@ -200,7 +206,7 @@ COLUMNS = {
 
 
 def prompt_messages(prompt: object, field: str) -> list[Message]:
-    """A prompt as messages: a list of messages, a transcript with ``\\n\\nHuman:`` turns, or one user turn of plain text.
+    """A prompt as messages: a list of messages, a transcript (``TRANSCRIPT``), or one user turn of plain text.
 
     Raises ``FieldError`` when it is empty or when the last turn is not the user's.
     """
@@ -210,7 +216,7 @@ def prompt_messages(prompt: object, field: str) -> list[Message]:
         text = _text(prompt, field)
         if not text.strip():
             raise FieldError(field, "the prompt is empty")
-        messages = _transcript(text, field) if ROLE_MARKER.match(text) else [Message(role="user", content=text)]
+        messages = _transcript(text, field) if TRANSCRIPT.match(text) else [Message(role="user", content=text)]
         if len(messages) > 1 and messages[-1] == Message(role="assistant", content=""):
             messages.pop()
     if not any(message["content"].strip() for message in messages):
@@ -221,8 +227,9 @@ def prompt_messages(prompt: object, field: str) -> list[Message]:
 
 
 def _transcript(text: str, field: str) -> list[Message]:
-    """``\\n\\nHuman: a\\n\\nAssistant: b`` as messages. Two turns in a row of one role (a marker inside a text) become one."""
-    before, *pieces = ROLE_MARKER.split(text)
+    """``\\n\\nHuman: a\\n\\nAssistant: b`` as messages, whatever white space is at its front. Two turns in a row of one role (a
+    marker inside a text) become one."""
+    before, *pieces = ROLE_MARKER.split("\n\n" + text.lstrip())
     if before or pieces[:1] != ["Human"]:
         raise FieldError(field, "the conversation must begin with a Human turn")
     messages: list[Message] = []

@@ -98,19 +98,38 @@ def test_every_kind_of_warning_has_its_lines(tmp_path: Path) -> None:
         row("one value too many", answer("a", 1), answer("b", 2), judge_values=[1, 2, 3]),
         row("no number", answer("a", 1), answer("b", 2), margin="much"),
         row("no float holds it", answer("a", 1), answer("b", 2), margin=10**400),
+        row(" Human: not a transcript", answer("a", 1), answer("b", 2)),
+        row("Assistant: nor this", answer("a", 1), answer("b", 2)),
+        row("This neither:\r\n\r\nHuman: hi\r\n\r\nAssistant:", answer("a", 1), answer("b", 2)),
+        row([{"role": "user", "content": "nor this\n\nHuman: hi"}], answer("a", 1), answer("b", 2)),
+        row("Human: but this is\n\nAssistant:", answer("a", 1), answer("b\r\n\r\nHuman: c", 2)),
     )
     report = check(path)
     assert report.warnings == {
         "duplicate answers": [2],
         "empty answer": [3],
-        "role marker inside an answer": [4, 5],
+        "role marker inside an answer": [4, 5, 19],
+        "role marker inside a prompt turn": [15, 16, 17, 18],
         "empty turn in the prompt": [7],
         "all answers tied": [8],
         "prompt of an earlier line": [10, 11],
         "judge_values or margin that evaluation refuses": [12, 13, 14],
     }
     assert report.errors == {}
-    assert report.rankings == 14
+    assert report.rankings == 19
+
+
+def test_a_prompt_taken_from_the_answers_is_counted_by_check_and_by_fix(tmp_path: Path) -> None:
+    guessed = {"chosen": "What is 1 + 1? 2", "rejected": "What is 1 + 1? 3"}
+    known = {"chosen": "Human: 1 + 1?\n\nAssistant: It is 2", "rejected": "Human: 1 + 1?\n\nAssistant: It is 3"}
+    path = written(tmp_path, known, guessed, guessed | {"prompt": ""})
+    assert check(path).warnings == {"prompt taken from what both answers begin with": [2]}
+    assert fix(path, str(tmp_path / "clean.jsonl")) == {
+        "rows read": 3,
+        "rows written": 2,
+        "rows whose prompt was taken from what both answers begin with": 1,
+        "rows left out: prompt cannot be read": 1,
+    }
 
 
 def test_a_clean_file_has_neither_errors_nor_warnings(tmp_path: Path) -> None:

@@ -153,6 +153,18 @@ def test_ranks_are_floats_whatever_they_were() -> None:
             "\n\nHuman: a\n\nAssistant: b\n\nHuman:  c\nd \n\nAssistant: ",
             [("user", "a"), ("assistant", "b"), ("user", "c\nd")],
         ),
+        ("Human: Hi\n\nAssistant:", [("user", "Hi")]),
+        ("\nHuman: Hi\n\nAssistant: ", [("user", "Hi")]),
+        (" \n\n\nHuman: Hi\n\nAssistant: ", [("user", "Hi")]),
+        ("\r\n\r\nHuman: Hi\r\n\r\nAssistant: ", [("user", "Hi")]),
+        ("\r\n\r\nHuman: Hi", [("user", "Hi")]),
+        (
+            "Human: a\r\n\r\nAssistant: b\r\n\r\nHuman: c\r\nd\r\n\r\nAssistant:\r\n",
+            [("user", "a"), ("assistant", "b"), ("user", "c\r\nd")],
+        ),
+        ("Human: rights\n\nare what?", [("user", "Human: rights\n\nare what?")]),
+        ("Human: Hi\nAssistant: Hi", [("user", "Human: Hi\nAssistant: Hi")]),
+        ("Who says\n\nHuman: Hi\n\nAssistant:", [("user", "Who says\n\nHuman: Hi\n\nAssistant:")]),
         ("\n\nHuman: one\n\nHuman: two\n\nAssistant: ", [("user", "one\n\ntwo")]),
         (
             "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d",
@@ -353,6 +365,18 @@ PAIR_CASES = {
         "chosen": "\n\nHuman: What colour is the sky?\n\nAssistant: Blue.",
         "rejected": "\n\nHuman: What colour is the sky?\n\nAssistant: Red.",
     },
+    **{
+        f"transcripts, {name}": {
+            side: written.format(answer) for side, answer in (("chosen", "Blue."), ("rejected", "Red."))
+        }
+        for name, written in {
+            "without the blank line at the front": "Human: What colour is the sky?\n\nAssistant: {}",
+            "one line end at the front": "\nHuman: What colour is the sky?\n\nAssistant: {}",
+            "three line ends at the front": "\n\n\nHuman: What colour is the sky?\n\nAssistant: {}",
+            "CRLF": "\r\n\r\nHuman: What colour is the sky?\r\n\r\nAssistant: {}",
+            "CRLF without the blank line": "Human: What colour is the sky?\r\n\r\nAssistant: {}\r\n",
+        }.items()
+    },
     "lists of one": {"prompt": "What colour is the sky?", "chosen": ["Blue."], "rejected": ["Red."]},
 }
 
@@ -371,6 +395,19 @@ def test_transcripts_of_several_turns_share_all_turns_but_the_last() -> None:
     ranking = parsed({"chosen": start + "good", "rejected": start}, "pairs")
     assert ranking.messages == [said("user", "a"), said("assistant", "b"), said("user", "c")]
     assert ranking.responses == ["good", ""]
+
+
+def test_answers_that_begin_alike_are_no_part_of_the_prompt_of_a_transcript() -> None:
+    start = "Human: What is the capital of France?\n\nAssistant: The capital of France is "
+    ranking = parsed({"chosen": start + "Paris.", "rejected": start + "London."}, "pairs")
+    assert ranking.messages == [said("user", "What is the capital of France?")]
+    assert ranking.responses == ["The capital of France is Paris.", "The capital of France is London."]
+    assert not ranking.prompt_from_answers
+
+
+def test_a_prompt_taken_from_the_answers_is_known_as_such() -> None:
+    taken = {case: parsed(row, "pairs").prompt_from_answers for case, row in PAIR_CASES.items()}
+    assert {case for case in taken if taken[case]} == {"implicit text", "implicit lines", "implicit text alike"}
 
 
 def test_lists_become_one_ranking_of_all_chosen_tied_before_all_rejected() -> None:
@@ -418,6 +455,7 @@ H = "\n\nHuman: a\n\nAssistant: "
         ({"chosen": "x", "rejected": "y"}, "'prompt': there is no such column, and the two answers do not begin alike"),
         ({"chosen": "x", "rejected": None}, "'rejected': must be text, this is null"),
         ({"chosen": H + "x", "rejected": "y"}, "'rejected': the conversation must begin with a Human turn"),
+        ({"chosen": "y", "rejected": H + "x"}, "'chosen': the conversation must begin with a Human turn"),
         ({"chosen": H + "x", "rejected": "y" + H + "x"}, "'rejected': the conversation must begin with a Human turn"),
         (
             {"chosen": H + "x", "rejected": "\n\nHuman: b\n\nAssistant: x"},
