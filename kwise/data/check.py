@@ -155,6 +155,7 @@ def _has_marker(message: Message) -> bool:
 WARNINGS: dict[str, Callable[[Ranking], bool]] = {
     "duplicate answers": lambda r: len(set(r.responses)) < len(r.responses),
     "empty answer": lambda r: any(not response.strip() for response in r.responses),
+    "white space at the edge of an answer": lambda r: any(own.strip() not in ("", own) for own in r.responses),
     "role marker inside an answer": lambda r: any(sources.ROLE_MARKER.search(response) for response in r.responses),
     "role marker inside a prompt turn": lambda r: any(map(_has_marker, r.messages)),
     "prompt taken from what both answers begin with": lambda r: r.prompt_from_answers,

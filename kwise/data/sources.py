@@ -23,6 +23,7 @@ ROLES = ("system", "user", "assistant")
 # what else a message may say, as the formats of chat servers and of datasets call it
 BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 ROLE_MARKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
+TURN_FIRST = re.compile(r"\s*" + ROLE_MARKER.pattern)
 # as HH-RLHF writes it, or with other white space at its front, where a text may begin with "Human:" and be none: then a later
 # turn of the assistant tells
 TRANSCRIPT = re.compile(r"\r?\n\r?\n(?:Human|Assistant):|\s*Human:.*?\r?\n\r?\nAssistant:", re.DOTALL)
@@ -120,6 +121,7 @@ def nectar(row: dict[str, Any]) -> Parts:
     items = _objects(row.get("answers"), "answers")
     responses = [_text(item.get("answer"), f"answers[{i}].answer") for i, item in enumerate(items)]
     ranks = [_rank(item.get("rank"), f"answers[{i}].rank") for i, item in enumerate(items)]
+    responses = answers_to(row["prompt"], responses)
     return Parts(messages, responses, ranks, [_model(item) for item in items], ("prompt", "answers"))
 
 
@@ -129,6 +131,7 @@ def completions(row: dict[str, Any]) -> Parts:
     items = _objects(row.get("completions"), "completions")
     responses = [response_text(item.get("completion"), f"completions[{i}].completion") for i, item in enumerate(items)]
     ranks = [_rank(item.get("rank"), f"completions[{i}].rank") for i, item in enumerate(items)]
+    responses = answers_to(row["context"], responses)
     return Parts(messages, responses, ranks, [_model(item) for item in items], ("context", "completions"))
 
 
@@ -149,7 +152,7 @@ def pairs(row: dict[str, Any]) -> Parts:
             raise FieldError("prompt", "is not the prompt of the conversations in 'chosen' and 'rejected'")
     elif "prompt" in row:
         messages = prompt_messages(row["prompt"], "prompt")
-        texts = {name: _answers(side, name) for name, side in sides.items()}
+        texts = {name: answers_to(row["prompt"], _answers(side, name)) for name, side in sides.items()}
     else:
         chosen, rejected = (_text(side, name) for name, side in sides.items())
         if TRANSCRIPT.match(chosen) or TRANSCRIPT.match(rejected):
@@ -182,7 +185,7 @@ def battles(row: dict[str, Any]) -> Parts:
     """Two responses and ``winner``: ``model_a``, ``model_b``, or ``tie`` in any form; authors in ``model_a``, ``model_b``."""
     sides = ("response_a", "response_b")
     messages = prompt_messages(row.get("prompt"), "prompt")
-    responses = [response_text(row.get(side), side) for side in sides]
+    responses = answers_to(row["prompt"], [response_text(row.get(side), side) for side in sides])
     winner = row.get("winner")
     if not isinstance(winner, str) or winner not in WINNERS:
         raise FieldError("winner", f"must be one of {', '.join(WINNERS)}, this is {winner!r}")
@@ -224,6 +227,15 @@ def prompt_messages(prompt: object, field: str) -> list[Message]:
     if messages[-1]["role"] != "user":
         raise FieldError(field, f"the prompt must end with a user turn, this ends with '{messages[-1]['role']}'")
     return messages
+
+
+def answers_to(prompt: object, responses: list[str]) -> list[str]:
+    """``responses`` as a model is to read them after ``prompt``: after a transcript without the white space around them, which
+    is no part of a turn, so that a conversation in two columns scores what it does in one; else as they are."""
+    if not (isinstance(prompt, str) and TRANSCRIPT.match(prompt)):
+        return responses
+    # a turn at the front of a response stays one, for data check to find
+    return [text.rstrip() if TURN_FIRST.match(text) else text.strip() for text in responses]
 
 
 def _transcript(text: str, field: str) -> list[Message]:

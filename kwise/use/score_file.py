@@ -283,6 +283,7 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise sources.FieldError("responses", "must be a list of texts, at least one")
         texts = [sources.response_text(each, f"responses[{k}]") for k, each in enumerate(row["responses"])]
+        texts = sources.answers_to(row["prompt"], texts)
         return (
             prompt,
             texts,
@@ -293,8 +294,8 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
         )
     if {"prompt", "response"} <= row.keys():
         prompt = sources.prompt_messages(row["prompt"], "prompt")
-        response = sources.response_text(row["response"], "response")
-        return prompt, [response], lambda gains: without(row, *GAINS) | gains[0]
+        responses = sources.answers_to(row["prompt"], [sources.response_text(row["response"], "response")])
+        return prompt, responses, lambda gains: without(row, *GAINS) | gains[0]
     raise sources.FieldError(
         "messages",
         "a line needs 'messages', 'prompt' and 'response' (or 'responses'), a ranking or a pair; this has "

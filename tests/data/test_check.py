@@ -103,11 +103,15 @@ def test_every_kind_of_warning_has_its_lines(tmp_path: Path) -> None:
         row("This neither:\r\n\r\nHuman: hi\r\n\r\nAssistant:", answer("a", 1), answer("b", 2)),
         row([{"role": "user", "content": "nor this\n\nHuman: hi"}], answer("a", 1), answer("b", 2)),
         row("Human: but this is\n\nAssistant:", answer("a", 1), answer("b\r\n\r\nHuman: c", 2)),
+        row("before", answer("a", 1), answer(" b", 2)),
+        row("after", answer("a\n", 1), answer("b", 2)),
+        row("Human: no matter\n\nAssistant:", answer("a\n", 1), answer(" b", 2)),
     )
     report = check(path)
     assert report.warnings == {
         "duplicate answers": [2],
         "empty answer": [3],
+        "white space at the edge of an answer": [20, 21],
         "role marker inside an answer": [4, 5, 19],
         "role marker inside a prompt turn": [15, 16, 17, 18],
         "empty turn in the prompt": [7],
@@ -116,7 +120,7 @@ def test_every_kind_of_warning_has_its_lines(tmp_path: Path) -> None:
         "judge_values or margin that evaluation refuses": [12, 13, 14],
     }
     assert report.errors == {}
-    assert report.rankings == 19
+    assert report.rankings == 22
 
 
 def test_a_prompt_taken_from_the_answers_is_counted_by_check_and_by_fix(tmp_path: Path) -> None:

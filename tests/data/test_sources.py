@@ -410,6 +410,34 @@ def test_a_prompt_taken_from_the_answers_is_known_as_such() -> None:
     assert {case for case in taken if taken[case]} == {"implicit text", "implicit lines", "implicit text alike"}
 
 
+def test_answers_to_a_transcript_are_stripped_in_every_source_as_they_are_inside_one() -> None:
+    prompt = "\n\nHuman: Is water wet?\n\nAssistant:"
+    inside = parsed({"chosen": prompt + " Yes it\n is. ", "rejected": prompt + "\nNo."}, "pairs")
+    assert (inside.messages, inside.responses) == ([said("user", "Is water wet?")], ["Yes it\n is.", "No."])
+    yes, no = " Yes it\n is. ", "\nNo."
+    ranked = [{"answer": yes, "rank": 1}, {"answer": no, "rank": 2}]
+    completed = [{"completion": [said("assistant", yes)], "rank": 1}, {"completion": no, "rank": 2}]
+    for source, row in {
+        "nectar": {"prompt": prompt, "answers": ranked},
+        "completions": {"context": prompt, "completions": completed},
+        "pairs": {"prompt": prompt, "chosen": yes, "rejected": [no]},
+        "battles": {"prompt": prompt, "response_a": yes, "response_b": no, "winner": "model_a"},
+    }.items():
+        beside = parsed(row, source)
+        assert (beside.messages, beside.responses) == (inside.messages, inside.responses)
+
+
+@pytest.mark.parametrize("prompt", ["Is water wet?", [said("user", "Is water wet?")]])
+def test_answers_to_other_prompts_are_read_as_they_are(prompt: object) -> None:
+    assert parsed({"prompt": prompt, "chosen": " Yes. ", "rejected": "\nNo."}, "pairs").responses == [" Yes. ", "\nNo."]
+
+
+@pytest.mark.parametrize("turn", ["\n\nHuman: and?", " \n\nHuman: and?"])
+def test_a_turn_at_the_front_of_an_answer_to_a_transcript_stays_one(turn: str) -> None:
+    row = {"prompt": "Human: Hi\n\nAssistant:", "chosen": turn + " ", "rejected": " a"}
+    assert parsed(row, "pairs").responses == [turn, "a"]
+
+
 def test_lists_become_one_ranking_of_all_chosen_tied_before_all_rejected() -> None:
     ranking = parsed({"prompt": "p", "chosen": ["a", "b"], "rejected": ["c", "d", "e"]}, "pairs")
     assert ranking.responses == ["a", "b", "c", "d", "e"]

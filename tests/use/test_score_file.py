@@ -7,7 +7,7 @@ from stub import stub_reward_model
 
 from kwise import DataError
 from kwise.model.calibrated import Calibration
-from kwise.use.score_file import score_file
+from kwise.use.score_file import scorable, score_file
 
 
 @pytest.fixture
@@ -78,6 +78,16 @@ def test_every_answer_of_a_ranking_gains_a_score_also_without_ranks(model, tmp_p
         {"rank": None, "completion": [assistant("a")], "score": 1.0},
         {"completion": "a b c", "score": 3.0},
     ]
+
+
+def test_the_answers_to_a_transcript_are_read_as_inside_it(model):
+    prompt = "\n\nHuman: q\n\nAssistant:"
+    pair = {"chosen": prompt + " a b\n", "rejected": prompt + "c"}
+    inside, texts, _ = scorable(pair)
+    assert (inside, texts) == ([user("q")], ["a b", "c"])
+    assert scorable({"prompt": prompt, "responses": [" a b\n", "c"]})[:2] == (inside, texts)
+    assert scorable({"prompt": prompt, "response": " a b\n"})[:2] == (inside, ["a b"])
+    assert scorable({"prompt": "q", "response": " a b\n"})[:2] == (inside, [" a b\n"])
 
 
 def conversations(num):

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from kwise.data.sources import FieldError, prompt_messages, response_text
+from kwise.data.sources import FieldError, answers_to, prompt_messages, response_text
 from kwise.model.reward_model import RewardModel
 from kwise.model.uncertainty import check_bound
 from kwise.records import EncodedRanking, Message
@@ -45,8 +45,8 @@ class Scorer:
     def __call__(self, prompts: Sequence[object], completions: Sequence[object]) -> list[float]:
         """One reward per completion, in order. Completions of one prompt share its row, wherever in the list they are.
 
-        A prompt is text (one user turn) or a list of messages that ends with the user's; a completion is text or a list of
-        one assistant message. Raises ``ValueError`` naming the place for anything else.
+        A prompt is text (a transcript, or one user turn) or a list of messages that ends with the user's; a completion is text or
+        a list of one assistant message. Raises ``ValueError`` naming the place for anything else.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions: give one each")
@@ -56,7 +56,7 @@ class Scorer:
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 messages = prompt_messages(prompt, f"prompts[{i}]")
-                texts.append(response_text(completion, f"completions[{i}]"))
+                texts += answers_to(prompt, [response_text(completion, f"completions[{i}]")])
             except FieldError as error:
                 raise ValueError(f"{error.field}: {error.problem}") from error
             key = json.dumps(messages)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kwise.data.baselines import Terms
-from kwise.data.sources import FieldError, Parts, prompt_messages, response_text
+from kwise.data.sources import FieldError, Parts, answers_to, prompt_messages, response_text
 from kwise.records import Ranking
 from kwise.use.suites.suite import PART, Files, Item, Published, Suite, average, mean_of
 
@@ -33,7 +33,7 @@ def read(row: dict[str, Any], part: str) -> Item:
     """A row of any of the four, told by its columns; a pair without a label is ``verbose`` if its file's name says so."""
     sides = [f"response_{side}" for side in "abc" if side != "c" or "response_c" in row]
     messages = prompt_messages(row.get("prompt"), "prompt")
-    responses = [response_text(row.get(side), side) for side in sides]
+    responses = answers_to(row["prompt"], [response_text(row.get(side), side) for side in sides])
     if len(responses) == 3:
         own, ranks = "truth", [1.0 if responses[0] == responses[2] else 2.0, 3.0, 1.0]
     elif "safer_response_id" in row:

@@ -25,6 +25,11 @@ def test_mixed_prompts_come_back_in_order_with_the_scores_they_have_alone(folder
     assert Scorer(folder)([], []) == []
 
 
+def test_completions_of_a_transcript_score_what_they_do_as_messages(folder, alone):
+    transcript = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:"
+    assert Scorer(folder)([transcript, CHAT], [" b c\n", "b c"]) == pytest.approx([alone(CHAT, "b c")] * 2, abs=1e-5)
+
+
 def test_completions_of_one_prompt_are_one_row(folder, monkeypatch):
     made = Scorer(folder)
     seen = []
