@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kwise.data import sources
 from kwise.data.baselines import Outline, outline, outline_terms
 from kwise.data.encode import Encoder
+from kwise.data.lines import RepeatedKey
 from kwise.data.strength import strengths
 from kwise.records import DataError, Message, Ranking
 
@@ -166,6 +167,8 @@ WARNINGS: dict[str, Callable[[Ranking], bool]] = {
 
 
 def _kind_of_error(error: DataError) -> str:
+    if isinstance(error, RepeatedKey):
+        return "a key twice in one object"
     field_name = error.field or ""
     if not field_name:
         return "not a JSON object"

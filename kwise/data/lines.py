@@ -8,6 +8,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,6 +18,10 @@ from kwise.records import DataError
 
 STARTER = {name: Path(__file__).parent.parent / "starter" / f"{name}.jsonl" for name in ("train", "heldout")}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+class RepeatedKey(DataError):
+    """A line in which an object has one key twice: of its values only one could be kept."""
 
 
 def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
@@ -112,12 +117,30 @@ def _json_lines(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, An
         raise DataError("the file is empty", file=path)
 
 
+class _KeyTwice(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwice(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _parse(path: str, number: int, raw: bytes) -> dict[str, Any] | DataError:
     try:
         # decoded here, since json.loads lets UTF-16 and broken UTF-8 pass; without the line's end, so that columns are right
-        row = json.loads(raw.decode("utf-8-sig").rstrip("\r\n"))
+        row = DECODER.decode(raw.decode("utf-8-sig").rstrip("\r\n"))
         if b"\\ud" in raw.lower():
             json.dumps(row, ensure_ascii=False).encode()
+    except _KeyTwice as error:
+        problem = "this key stands twice in one object, and one of its values would be lost"
+        name = str(error).encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be shown
+        return RepeatedKey(problem, file=path, line=number, field=name)
     except UnicodeEncodeError:  # no tokenizer takes it and no file can hold it
         return DataError("not valid text (half of a surrogate pair, \\ud800 to \\udfff)", file=path, line=number)
     except UnicodeDecodeError as error:

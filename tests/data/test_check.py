@@ -55,6 +55,7 @@ def test_every_kind_of_error_has_its_lines(tmp_path: Path) -> None:
         {"prompt": "no answers", "answers": None},
         row([{"role": "human", "content": "x"}], answer("a", 1), answer("b", 2)),
         row("last", answer("a", 1), answer("b", 2)),
+        '{"prompt": "p", "answers": [{"answer": "a", "rank": 1, "rank": 2}, {"answer": "b", "rank": 1}]}',
     )
     report = check(path)
     assert report.errors == {
@@ -62,9 +63,10 @@ def test_every_kind_of_error_has_its_lines(tmp_path: Path) -> None:
         "rank is null, not a number or not finite": [5, 6, 7, 8],
         "fewer than two answers": [9],
         "prompt cannot be read": [10, 13],
+        "a key twice in one object": [15],
         "answers cannot be read": [11, 12],
     }
-    assert (report.rows, report.rankings) == (13, 2)  # the blank line 3 is no row
+    assert (report.rows, report.rankings) == (14, 2)  # the blank line 3 is no row
     assert [message.split(f"{path}, line ")[1].split(":")[0] for message in report.messages] == [
         "2",
         "4",
@@ -77,6 +79,7 @@ def test_every_kind_of_error_has_its_lines(tmp_path: Path) -> None:
         "11, field 'answers[0].answer'",
         "12, field 'answers'",
         "13, field 'prompt[0].role'",
+        "15, field 'rank'",
     ]
     assert report.warnings == {}
 
@@ -361,6 +364,12 @@ def test_unreadable_completions_are_removed_too(tmp_path: Path) -> None:
     out = tmp_path / "clean.jsonl"
     assert fix(written(tmp_path, given), str(out))["rows with unreadable answers removed"] == 1
     assert completions(out) == [[("a", 0), ("x", 2)]]
+
+
+def test_a_row_that_has_a_key_twice_is_left_out_by_fix_and_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, '{"prompt": "q", "chosen": "good", "chosen": "bad", "rejected": "x"}')
+    done = fix(path, str(tmp_path / "clean.jsonl"))
+    assert done == {"rows read": 2, "rows written": 1, "rows left out: a key twice in one object": 1}
 
 
 def test_an_unreadable_side_of_a_pair_leaves_the_row_out(tmp_path: Path) -> None:

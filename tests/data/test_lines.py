@@ -124,6 +124,26 @@ def test_a_bad_line_7_is_told_and_line_8_is_read(tmp_path: Path, bad: bytes, pro
     assert [row for number, row in read if number != 7] == [{"n": 0}] * 7
 
 
+@pytest.mark.parametrize(
+    ("bad", "key"),
+    [
+        (b'{"prompt": "q", "chosen": "good", "chosen": "bad", "rejected": "x"}', "chosen"),
+        (b'{"n": 1, "m": 2, "n": 1}', "n"),
+        (b'{"answers": [{"rank": 1}, {"rank": 1, "text": "a", "rank": 2}]}', "rank"),
+        (b'{"a": {"b": {"": 1, "": 2}}}', ""),
+        (rb'{"n": 1, "\u006e": 2}', "n"),
+        (rb'{"\ud83d": 1, "\ud83d": 2}', r"\ud83d"),
+    ],
+    ids=["a pair", "with one value", "nested in a list", "nested, the empty key", "written in two ways", "no text"],
+)
+def test_a_key_that_stands_twice_in_one_object_is_one_bad_line(tmp_path: Path, bad: bytes, key: str) -> None:
+    path = write(tmp_path, b'{"n": 0}\n' + bad + b'\n{"n": {"n": [{"n": 0}, {"n": 0}]}}\n')
+    (_, first), (_, error), (_, last) = read_lines(path)
+    assert (first, last) == ({"n": 0}, {"n": {"n": [{"n": 0}, {"n": 0}]}})
+    problem = "this key stands twice in one object, and one of its values would be lost"
+    assert str(error) == f"{path}, line 2, field '{key}': {problem}"
+
+
 def test_a_number_of_too_many_digits_is_one_bad_line(tmp_path: Path) -> None:
     read = list(read_lines(write(tmp_path, b'{"n": 1}\n{"n": ' + b"7" * 5000 + b'}\n{"n": 3}\n')))
     assert [isinstance(row, DataError) for _, row in read] == [False, True, False]
