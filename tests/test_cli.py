@@ -66,6 +66,14 @@ def test_data_check_fix_writes_a_copy_that_passes(tmp_path):
     )
 
 
+def test_data_check_fix_that_keeps_no_row_is_an_error_and_leaves_no_file(tmp_path):
+    file = write(tmp_path / "nectar.jsonl", [{"prompt": "p", "chosen": "same", "rejected": "same"}])
+    code, text = run("data", "check", file, "--fix", tmp_path / "clean.jsonl")
+    assert code == 1 and "no row is left after cleaning, so no copy is written" in text
+    assert "rows with repeated answers removed: 1" in text
+    assert not (tmp_path / "clean.jsonl").exists()
+
+
 @pytest.mark.parametrize("command", ["check", "eval", "score", "train"])
 def test_every_command_that_reads_a_file_names_file_line_and_field(command, model, tmp_path):
     row = nectar_row(1, 3)

@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -181,18 +182,48 @@ def _kind_of_error(error: DataError) -> str:
     return "answers cannot be read"
 
 
+# columns that kwise reads, or writes, as lists with one value for each answer
+PER_ANSWER = ("judge_values", "models", "scores", "score_errors", "scores_lower")
+ORDER = "ranking_order"  # a second judgement: the answers' indices from best to worst
+# what each answer of the completions format has beside it, and where a pair (known by its column) or a battle has the same: a
+# column for each side, or one list for all answers
+SCORES: dict[str, dict[str, list[tuple[str, ...]]]] = {
+    "chosen": {
+        "score": [
+            ("chosen_score", "rejected_score"),
+            ("scores_chosen", "scores_rejected"),
+            ("score_chosen", "score_rejected"),
+            ("scores",),
+            ("score_a", "score_b"),
+        ],
+        "score_error": [("chosen_score_error", "rejected_score_error")],
+        "score_lower": [("chosen_score_lower", "rejected_score_lower")],
+    },
+    "response_a": {
+        "score": [("scores",), ("score_a", "score_b")],
+        "score_error": [("score_error_a", "score_error_b")],
+        "score_lower": [("score_lower_a", "score_lower_b")],
+    },
+}
+
+
 def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:
     """Write a cleaned copy of ``file`` to ``out`` in the ``completions`` format and give what was done to how many rows.
 
     Unreadable answers (null, textual or non-finite rank, answer that is no text), empty answers and repeats of an answer
-    (the best-ranked stays) are removed, with their ``judge_values``; an answer is cut at a role marker inside it; rows left with
-    fewer than two answers, and rows that cannot be read, are left out. Extra columns, and what an answer has beside its text,
-    are kept. Raises ``FileExistsError`` if ``out`` exists. When ``file`` is unreadable half-way nothing is left at ``out``:
-    half a copy looks like a whole one.
+    (the best-ranked stays) are removed, with their values in the columns ``PER_ANSWER`` and their places in ``ORDER``; an answer
+    is cut at a role marker inside it; rows left with fewer than two answers, and rows that cannot be read, are left out. The
+    scores of the sides of a pair or battle go beside its answers (``SCORES``). Other extra columns, and what an answer has beside
+    its text, are kept. Raises ``FileExistsError`` if ``out`` exists, and ``DataError`` if no row is left. Then, and when ``file``
+    is unreadable half-way, nothing is left at ``out``: half a copy looks like a whole one.
     """
     with Path(out).open("x", encoding="utf-8") as target:
         try:
-            return _write_clean(file, source, target)
+            done = _write_clean(file, source, target)
+            if not done.get("rows written"):
+                why = "; ".join(f"{what}: {rows}" for what, rows in done.items())
+                raise DataError(f"no row is left after cleaning, so no copy is written ({why})", file=file)
+            return done
         except BaseException:
             Path(out).unlink()
             raise
@@ -202,8 +233,9 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
     done: Counter[str] = Counter()
     for _, row, item in sources.scan_rows(file, source):
         done["rows read"] += 1
+        places: list[int] | None = None
         if isinstance(item, DataError) and row is not None:
-            item = _without_bad_answers(row, item, done)
+            item, places = _without_bad_answers(row, item, done)
         if isinstance(item, DataError):
             done["rows left out: " + _kind_of_error(item)] += 1
             continue
@@ -211,22 +243,29 @@ def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:
         if len(kept) < 2:
             done["rows left out: fewer than two answers after cleaning"] += 1
             continue
+        columns = dict(item.columns)
+        beside = _beside(item, row or {}, columns, done)
+        where = list(range(len(beside))) if places is None else places
         answers = []
         for k, text in kept.items():
             answer = {"rank": item.ranks[k], "completion": [Message(role="assistant", content=text)]}
             author = {} if item.models[k] is None else {"model": item.models[k]}
-            answers.append(_beside(item, k, row) | answer | author)
-        cleaned = _columns(item, list(kept), done) | {"context": item.messages, "completions": answers}
+            answers.append(beside[where[k]] | answer | author)
+        _fit(columns, [where[k] for k in kept], len(beside), done)
         if item.prompt_from_answers:
             done["rows whose prompt was taken from what both answers begin with"] += 1
+        cleaned = columns | {"context": item.messages, "completions": answers}
         # a parquet column may hold what JSON does not, such as dates: those become text
         target.write(json.dumps(cleaned, ensure_ascii=False, default=str) + "\n")
         done["rows written"] += 1
     return dict(done)
 
 
-def _without_bad_answers(row: dict[str, Any], error: DataError, done: Counter[str]) -> Ranking | DataError:
-    """``row`` as a ranking, each answer that alone cannot be read taken out of it, or the error if that does not help."""
+def _without_bad_answers(
+    row: dict[str, Any], error: DataError, done: Counter[str]
+) -> tuple[Ranking | DataError, list[int] | None]:
+    """``row`` as a ranking of the answers that alone can be read, and their places in the row; or the error if that does not
+    help."""
     for column in ("answers", "completions"):
         items = row.get(column)
         if not (isinstance(items, list) and (error.field or "").startswith(f"{column}[")):
@@ -238,13 +277,11 @@ def _without_bad_answers(row: dict[str, Any], error: DataError, done: Counter[st
             alone = sources.to_ranking({**row, column: [item]}, read, error.file, error.line or 0)
             if isinstance(alone, sources.TooFewAnswers):
                 good.append(k)
-        _keep_values(row, good, len(items))
-        row[column] = [items[k] for k in good]
-        again = sources.to_ranking(row, read, error.file, error.line or 0)
+        again = sources.to_ranking({**row, column: [items[k] for k in good]}, read, error.file, error.line or 0)
         if isinstance(again, Ranking):
             done["rows with unreadable answers removed"] += 1
-        return again
-    return error
+        return again, good
+    return error, None
 
 
 def _clean(ranking: Ranking, done: Counter[str]) -> dict[int, str]:
@@ -264,28 +301,43 @@ def _clean(ranking: Ranking, done: Counter[str]) -> dict[int, str]:
     return {k: responses[k] for k in sorted(best.values())}
 
 
-def _beside(ranking: Ranking, k: int, row: dict[str, Any] | None) -> dict[str, Any]:
-    """What the row's answer ``k`` has beside text and rank, such as a score."""
+def _beside(ranking: Ranking, row: dict[str, Any], columns: dict[str, Any], done: Counter[str]) -> list[dict[str, Any]]:
+    """What each answer of the row has beside text and rank, such as a score; those of a pair or battle are taken out of
+    ``columns``."""
     for column, text in (("answers", "answer"), ("completions", "completion")):
-        items = (row or {}).get(column)
-        if column not in ranking.columns and isinstance(items, list):
-            return {name: value for name, value in items[k].items() if name != text}
-    return {}
+        items = row.get(column)
+        if column not in columns and isinstance(items, list):
+            return [{name: own[name] for name in own if name != text} if isinstance(own, dict) else {} for own in items]
+    size = len(ranking.responses)
+    beside: list[dict[str, Any]] = [{} for _ in range(size)]
+    kind = "chosen" if "chosen" in row and "chosen" not in columns else "response_a"
+    first = ranking.ranks.count(1.0) if kind == "chosen" else 1  # answers of the first side
+    for name, choices in SCORES[kind].items():
+        for sides in choices:
+            lists = [each if isinstance(each, list) else [each] for each in map(columns.get, sides)]
+            wanted = [size] if len(sides) == 1 else [first, size - first]
+            if all(side in columns for side in sides) and [*map(len, lists)] == wanted:
+                for own, value in zip(beside, chain(*lists), strict=True):
+                    own[name] = value
+                for side in sides:
+                    del columns[side]
+                done[f"rows whose {' and '.join(map(repr, sides))} stand beside the answers now, as {name!r}"] += 1
+                break
+    return beside
 
 
-def _columns(ranking: Ranking, kept: list[int], done: Counter[str]) -> dict[str, Any]:
-    """The row's extra columns for the answers ``kept``; one that has the name of a column written here gets another."""
-    columns = dict(ranking.columns)
-    _keep_values(columns, kept, len(ranking.responses))
+def _fit(columns: dict[str, Any], kept: list[int], size: int, done: Counter[str]) -> None:
+    """Make ``columns`` fit the answers ``kept`` of ``size``; one that has the name of a column written here gets another."""
     for name in ("context", "completions"):
         if name in columns:
             done[f"rows whose column '{name}' is now 'own_{name}'"] += 1
             columns[f"own_{name}"] = columns.pop(name)
-    return columns
-
-
-def _keep_values(columns: dict[str, Any], kept: list[int], size: int) -> None:
-    """Of ``judge_values``, one for each of ``size`` answers, leave those of the answers ``kept``."""
-    values = columns.get("judge_values")
-    if isinstance(values, list) and len(values) == size:
-        columns["judge_values"] = [values[k] for k in kept]
+    for name, value in columns.items():
+        if len(kept) == size or not isinstance(value, list) or len(value) != size:
+            continue
+        if name in PER_ANSWER:
+            columns[name] = [value[k] for k in kept]
+        elif name == ORDER and all(type(k) is int for k in value) and sorted(value) == list(range(size)):
+            columns[name] = [kept.index(k) for k in value if k in kept]
+        else:
+            done[f"rows whose column '{name}' still has a value for each answer that was there"] += 1

@@ -12,6 +12,7 @@ import pytest
 from kwise.data.check import check, fix
 from kwise.data.sources import read_rankings
 from kwise.records import DataError
+from kwise.use.foreign import row_scores
 
 
 def answer(text: Any, rank: Any, model: str | None = None) -> dict[str, Any]:
@@ -346,6 +347,121 @@ def test_what_stands_beside_an_answer_stays_with_it_when_others_are_removed(tmp_
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [[each["score"] for each in row["completions"]] for row in rows] == [[0.2, 0.3], [0.5, 0.6]]
     assert [row["judge_values"] for row in rows] == [[8, 9], [5, 6]]
+
+
+def test_columns_that_kwise_reads_per_answer_keep_the_values_of_the_answers_kept(tmp_path: Path) -> None:
+    per_answer = {
+        "judge_values": [1, 2, 3, 4],
+        "scores": [0.1, 0.2, 0.3, 0.4],
+        "models": ["w", "x", "y", "z"],
+        "ranking_order": [3, 0, 2, 1],  # without answer 0: 3, 2, 1, which are then 2, 1, 0
+    }
+    others = {"tags": ["p", "q", "r"], "none": [], "words": "abcd"}
+    given = row("p", answer(None, 1), answer("b", 2), answer("c", 3), answer("d", 4), **per_answer, **others)
+    out = tmp_path / "clean.jsonl"
+    # of three answers left one is a repeat in the second row: 1 and 3 stay
+    repeats = given | {"answers": [answer("b", None), answer("b", 2), answer("b", 3), answer("d", 4)]}
+    assert fix(written(tmp_path, given, repeats), str(out)) == {
+        "rows read": 2,
+        "rows written": 2,
+        "rows with unreadable answers removed": 2,
+        "rows with repeated answers removed": 1,
+    }
+    assert [each.columns for each in read_rankings(out)] == [
+        {
+            "judge_values": [2, 3, 4],
+            "scores": [0.2, 0.3, 0.4],
+            "models": ["x", "y", "z"],
+            "ranking_order": [2, 1, 0],
+            **others,
+        },
+        {"judge_values": [2, 4], "scores": [0.2, 0.4], "models": ["x", "z"], "ranking_order": [1, 0], **others},
+    ]
+
+
+def test_other_lists_as_long_as_the_answers_were_stay_and_are_counted(tmp_path: Path) -> None:
+    three = {"tokens": [5, 6, 7], "ranking_order": [0, 1, 1]}  # the second is no order
+    path = written(
+        tmp_path,
+        row("repeat", answer("a", 1), answer("a", 2), answer("b", 3), **three),
+        row("unreadable", answer("a", 1), answer("a", None), answer("b", 3), tokens=[5, 6, 7], few=[1, 2]),
+        row("nothing removed", answer("a", 1), answer("c", 2), answer("b", 3), **three),
+    )
+    out = tmp_path / "clean.jsonl"
+    assert fix(path, str(out)) == {
+        "rows read": 3,
+        "rows written": 3,
+        "rows with repeated answers removed": 1,
+        "rows with unreadable answers removed": 1,
+        "rows whose column 'tokens' still has a value for each answer that was there": 2,
+        "rows whose column 'ranking_order' still has a value for each answer that was there": 1,
+    }
+    assert [each.columns for each in read_rankings(out)] == [three, {"tokens": [5, 6, 7], "few": [1, 2]}, three]
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+LISTS = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["a", "c"]}  # the second a is a repeat
+BATTLE = {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "tie"}
+
+
+@pytest.mark.parametrize(
+    ("given", "scores"),
+    [
+        (PAIR | {"chosen_score": 2.5, "rejected_score": -1}, [2.5, -1]),
+        (PAIR | {"scores_chosen": 2.5, "scores_rejected": -1}, [2.5, -1]),
+        (PAIR | {"score_chosen": 2.5, "score_rejected": -1}, [2.5, -1]),
+        (PAIR | {"scores": [2.5, -1]}, [2.5, -1]),
+        (PAIR | {"score_a": 2.5, "score_b": -1}, [2.5, -1]),
+        (LISTS | {"chosen_score": [1, 2], "rejected_score": [1, 3]}, [1, 2, 3]),
+        (LISTS | {"scores": [1, 2, 1, 3]}, [1, 2, 3]),
+        (BATTLE | {"score_a": 2.5, "score_b": -1}, [2.5, -1]),
+        (BATTLE | {"winner": "model_b", "scores": [2.5, -1]}, [2.5, -1]),
+    ],
+)
+def test_scores_that_eval_reads_from_a_file_it_reads_from_its_cleaned_copy(
+    tmp_path: Path, given: dict[str, Any], scores: list[float]
+) -> None:
+    path, out = written(tmp_path, given | {"id": 7}), tmp_path / "clean.jsonl"
+    (before,) = read_rankings(path)
+    known = dict(zip(before.responses, row_scores(given, before), strict=True))
+    done = fix(path, str(out))
+    (after,) = read_rankings(out)
+    assert row_scores(json.loads(out.read_text()), after) == [known[text] for text in after.responses] == scores
+    assert after.columns == {"id": 7}
+    assert sum("stand beside the answers now, as 'score'" in what for what in done) == 1
+
+
+def test_errors_and_lower_bounds_go_with_the_scores(tmp_path: Path) -> None:
+    gains = {"score": (1, 2), "score_error": (0.1, 0.2), "score_lower": (0.9, 1.8)}
+    pair = {f"{side}_{name}": both[i] for name, both in gains.items() for i, side in enumerate(("chosen", "rejected"))}
+    battle = {f"{name}_{side}": both[i] for name, both in gains.items() for i, side in enumerate("ab")}
+    out = tmp_path / "clean.jsonl"
+    fix(written(tmp_path, PAIR | pair), str(out))
+    fix(written(tmp_path, BATTLE | battle), str(tmp_path / "battle.jsonl"))
+    for file in (out, tmp_path / "battle.jsonl"):
+        cleaned = json.loads(file.read_text())
+        assert cleaned.keys() == {"context", "completions"}
+        assert [{name: each[name] for name in gains} for each in cleaned["completions"]] == [
+            {name: both[i] for name, both in gains.items()} for i in (0, 1)
+        ]
+
+
+def test_scores_that_do_not_fit_their_sides_stay_where_they_are(tmp_path: Path) -> None:
+    odd = {"chosen_score": [1, 2, 3], "rejected_score": [4]}  # two answers each
+    out = tmp_path / "clean.jsonl"
+    fix(written(tmp_path, LISTS | odd, PAIR | {"chosen_score": 1}), str(out))
+    assert [each.columns for each in read_rankings(out)] == [odd, {"chosen_score": 1}]
+
+
+def test_a_fix_that_keeps_no_row_says_why_and_leaves_no_file(tmp_path: Path) -> None:
+    path, out = written(tmp_path, row("p", answer("a", 1)), row("p", answer("a", 1), answer("a", 2))), tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        fix(path, str(out))
+    assert str(caught.value) == (
+        f"{path}: no row is left after cleaning, so no copy is written (rows read: 2; rows left out: fewer than two answers: "
+        "1; rows with repeated answers removed: 1; rows left out: fewer than two answers after cleaning: 1)"
+    )
+    assert not out.exists()
 
 
 def test_a_column_that_has_the_name_of_one_written_gets_another_and_is_counted(tmp_path: Path) -> None:
