@@ -174,7 +174,7 @@ def _kind_of_error(error: DataError) -> str:
     if not field_name:
         return "not a JSON object"
     if field_name.endswith(".rank"):
-        return "rank is null, not a number or not finite"
+        return "rank is null, not a number, not finite or too large"
     if isinstance(error, sources.TooFewAnswers):
         return "fewer than two answers"
     if field_name.startswith(("prompt", "context")):
@@ -210,12 +210,12 @@ SCORES: dict[str, dict[str, list[tuple[str, ...]]]] = {
 def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:
     """Write a cleaned copy of ``file`` to ``out`` in the ``completions`` format and give what was done to how many rows.
 
-    Unreadable answers (null, textual or non-finite rank, answer that is no text), empty answers and repeats of an answer
-    (the best-ranked stays) are removed, with their values in the columns ``PER_ANSWER`` and their places in ``ORDER``; an answer
-    is cut at a role marker inside it; rows left with fewer than two answers, and rows that cannot be read, are left out. The
-    scores of the sides of a pair or battle go beside its answers (``SCORES``). Other extra columns, and what an answer has beside
-    its text, are kept. Raises ``FileExistsError`` if ``out`` exists, and ``DataError`` if no row is left. Then, and when ``file``
-    is unreadable half-way, nothing is left at ``out``: half a copy looks like a whole one.
+    Unreadable answers (null, textual, non-finite or too large rank, answer that is no text), empty answers and repeats of an
+    answer (the best-ranked stays) are removed, with their values in the columns ``PER_ANSWER`` and their places in ``ORDER``; an
+    answer is cut at a role marker inside it; rows left with fewer than two answers, and rows that cannot be read, are left out.
+    The scores of the sides of a pair or battle go beside its answers (``SCORES``). Other extra columns, and what an answer has
+    beside its text, are kept. Raises ``FileExistsError`` if ``out`` exists, and ``DataError`` if no row is left. Then, and when
+    ``file`` is unreadable half-way, nothing is left at ``out``: half a copy looks like a whole one.
     """
     with Path(out).open("x", encoding="utf-8") as target:
         try:

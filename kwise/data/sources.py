@@ -321,6 +321,8 @@ def _rank(value: object, field: str) -> float:
         raise FieldError(field, f"a rank must be a number, this is {kind_of(value)}")
     if not abs(value) <= sys.float_info.max:  # infinite, NaN, or an integer that no float holds
         raise FieldError(field, f"a rank must be a finite number, this is {value}")
+    if float(value) != value:  # beyond 2^53 two different ranks would become one, a tie
+        raise FieldError(field, f"a rank must be a number that a 64-bit float holds exactly, this is {value}")
     return float(value)
 
 

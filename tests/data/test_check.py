@@ -57,17 +57,18 @@ def test_every_kind_of_error_has_its_lines(tmp_path: Path) -> None:
         row([{"role": "human", "content": "x"}], answer("a", 1), answer("b", 2)),
         row("last", answer("a", 1), answer("b", 2)),
         '{"prompt": "p", "answers": [{"answer": "a", "rank": 1, "rank": 2}, {"answer": "b", "rank": 1}]}',
+        row("inexact rank", answer("a", 2**53), answer("b", 2**53 + 1)),
     )
     report = check(path)
     assert report.errors == {
         "not a JSON object": [2, 4],
-        "rank is null, not a number or not finite": [5, 6, 7, 8],
+        "rank is null, not a number, not finite or too large": [5, 6, 7, 8, 16],
         "fewer than two answers": [9],
         "prompt cannot be read": [10, 13],
         "a key twice in one object": [15],
         "answers cannot be read": [11, 12],
     }
-    assert (report.rows, report.rankings) == (14, 2)  # the blank line 3 is no row
+    assert (report.rows, report.rankings) == (15, 2)  # the blank line 3 is no row
     assert [message.split(f"{path}, line ")[1].split(":")[0] for message in report.messages] == [
         "2",
         "4",
@@ -81,6 +82,7 @@ def test_every_kind_of_error_has_its_lines(tmp_path: Path) -> None:
         "12, field 'answers'",
         "13, field 'prompt[0].role'",
         "15, field 'rank'",
+        "16, field 'answers[1].rank'",
     ]
     assert report.warnings == {}
 

@@ -139,6 +139,16 @@ def test_ties_and_fractions_of_ranks_are_kept() -> None:
     assert parsed(nectar(answers=answers(2.5, 1, 2.5, -3)), "nectar").ranks == [2.5, 1.0, 2.5, -3.0]
 
 
+def test_large_ranks_that_a_float_holds_exactly_stay_different() -> None:
+    ranks = [2**53, 2**53 + 2, 2**53 - 1, -(2**60)]
+    assert parsed(nectar(answers=answers(*ranks)), "nectar").ranks == [
+        9007199254740992.0,
+        9007199254740994.0,
+        9007199254740991.0,
+        -1152921504606846976.0,
+    ]
+
+
 def test_ranks_are_floats_whatever_they_were() -> None:
     assert all(type(rank) is float for rank in parsed(nectar(answers=answers(1, 2.0)), "nectar").ranks)
 
@@ -224,6 +234,8 @@ def test_unreadable_prompts_name_the_field(prompt: object, told: str) -> None:
         ([1], "a rank must be a number, this is a list"),
         (math.nan, "a rank must be a finite number, this is nan"),
         (-math.inf, "a rank must be a finite number, this is -inf"),
+        (2**53 + 1, "a rank must be a number that a 64-bit float holds exactly, this is 9007199254740993"),
+        (-(2**60) - 1, "a rank must be a number that a 64-bit float holds exactly, this is -1152921504606846977"),
         pytest.param(10**400, f"a rank must be a finite number, this is {10**400}", id="1e400"),
     ],
 )
