@@ -3,6 +3,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from tiny_models import tiny_model
 
 from kwise import RewardModel
 from kwise.cli import shell
+from kwise.model.calibrated import Calibration
 from kwise.model.reward_model import Settings
 
 METRICS = {"pair_accuracy", "adjacent_accuracy", "top1", "ndcg", "kendall_tau", "nll", "ece", "top1_ece"}
@@ -598,3 +600,93 @@ def test_what_was_found_is_written_before_anything_is_printed(what, model, tmp_p
     assert what != "eval" or (tmp_path / "results" / "scores.model-index.json").exists()
     assert what != "calibrate" or json.loads((model / "kwise.json").read_text())["calibration"]
     assert what != "doctor" or (tmp_path / "mended" / "kwise.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "check", "a.jsonl", "--max-length", 5], "--max-length counts tokens: give the --tokenizer"),
+        (["data", "check", "a.jsonl", "--fix", "none/b.jsonl"], "none is no folder to write b.jsonl into"),
+        (["data", "check", "a.jsonl", "--source", "nectar"], "field 'answers'"),
+        (["eval", "--scores", "a.jsonl", "--no-cache"], "no model is run"),
+        (["eval", "--scores", "a.jsonl", "--dtype", "bfloat16"], "no model is run"),
+        (["eval", "--ceiling", "a.jsonl", "--dtype", "bfloat16"], "--ceiling is of judgements alone"),
+        (["audit", "--scores", "a.jsonl", "-o", "out.html", "--probes", 60], "no model is run"),
+    ],
+)
+def test_an_option_that_would_do_nothing_or_does_not_fit_is_an_error(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    pairs_scored(tmp_path / "a.jsonl")
+    code, text = run(*words)
+    assert code == 1 and message in text
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_version_is_printed_alone():
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"kwise {version('kwise')}")
+
+
+def test_fit_by_another_objective_and_uncertainty_of_a_kind_with_features_elsewhere(base, tmp_path):
+    train = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    command = ["fit", base, train, "-o", tmp_path / "out", "--max-length", 128, "--objective"]
+    code, text = run(*command, "plackett-luce")
+    assert code == 1 and "objective: 'plackett-luce' is not one of plackett_luce, " in text
+    code, text = run(*command, "all_pairs")
+    assert code == 0, text
+    assert 'objective = "all_pairs"' in (tmp_path / "out" / "recipe.toml").read_text()
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "kwise.json").read_text())["trained"]["objective"] == "all_pairs"
+    code, text = run("uncertainty", model, train, "--kind", "paper", "--cache", tmp_path / "kept")
+    assert code == 0, text
+    assert "kind paper" in text and any((tmp_path / "kept").iterdir())
+    code, text = run("uncertainty", model, train, "--kind", "bayes")
+    assert code == 1 and "bayes" in text
+
+
+def test_best_goes_on_and_chooses_by_calibrated_scores(model, tmp_path):
+    found = RewardModel.from_pretrained(model)
+    rewards = found.score("q", ["a", "bb"])
+    # a slope so large that the shorter response wins whatever its reward
+    found.settings.calibration = Calibration(length_slope=100 * (1 + abs(rewards[0] - rewards[1])))
+    found.settings.write(model)
+    choices = write(tmp_path / "n.jsonl", [{"prompt": "q", "responses": ["bb", "a"]}] * 2)
+    code, text = run("best", model, choices, "-o", tmp_path / "best.jsonl", "--calibrated")
+    assert code == 0, text
+    whole = (tmp_path / "best.jsonl").read_text()
+    assert [json.loads(line)["best_text"] for line in whole.splitlines()] == ["a", "a"]
+    (tmp_path / "best.jsonl").write_text(whole.splitlines()[0] + '\n{"pro')
+    code, text = run("best", model, choices, "-o", tmp_path / "best.jsonl", "--calibrated", "--resume")
+    assert code == 0 and "kept from before" in text
+    again = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert [line["best_text"] for line in again] == ["a", "a"]
+    for line, before in zip(again, map(json.loads, whole.splitlines()), strict=True):
+        assert line["scores"] == pytest.approx(before["scores"], abs=1e-5)  # other company, other rounding
+
+
+def test_verify_resume_says_what_differs_and_fails(base, tmp_path, monkeypatch):
+    from kwise.train import verify_resume
+
+    train = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    table = f"method = 'full'\noutput = '{tmp_path / 'run'}'\n[data]\ntrain = ['{train}']\n[model]\nbase = '{base}'\n"
+    (tmp_path / "recipe.toml").write_text(table)
+    monkeypatch.setattr(verify_resume, "verify_resume", lambda recipe: [f"{recipe.method}: optimizer.pt differs"])
+    code, text = run("train", tmp_path / "recipe.toml", "--verify-resume")
+    assert code == 1 and "full: optimizer.pt differs" in text and "is not the same as one that was not" in text
+    monkeypatch.setattr(verify_resume, "verify_resume", lambda recipe: [])
+    code, text = run("train", tmp_path / "recipe.toml", "--verify-resume")
+    assert code == 0 and "bit for bit" in text
+
+
+def test_start_over_removes_an_unfinished_run_that_another_recipe_could_not_go_on_with(base, tmp_path):
+    train = write(tmp_path / "train.jsonl", [nectar_row(i, 4) for i in range(12)])
+    table = f"method = 'full'\noutput = '{tmp_path / 'run'}'\n[data]\ntrain = ['{train}']\n[model]\nbase = '{base}'\n"
+    table += "[trainer]\nmax_steps = 2\nrankings_per_step = 4\nsave_strategy = 'steps'\nsave_steps = 1\ndisable_tqdm = true\n"
+    (tmp_path / "recipe.toml").write_text(table)
+    assert run("train", tmp_path / "recipe.toml")[0] == 0
+    shutil.rmtree(tmp_path / "run" / "model")
+    code, text = run("train", tmp_path / "recipe.toml", "seed=7")
+    assert code == 1 and "another seed" in text and "--start-over" in text
+    code, text = run("train", tmp_path / "recipe.toml", "seed=7", "--start-over")
+    assert code == 0 and "going on from" not in text, text

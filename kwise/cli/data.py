@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from kwise.cli.shell import SOURCE, data_app, quiet_libraries, say, show, user_errors
+from kwise.cli.shell import SOURCE, check_outputs, data_app, quiet_libraries, say, show, user_errors
 
 
 @data_app.command("check")
 def data_check(
     file: Annotated[str, typer.Argument(help="rankings or pairs: a file, a hub id, or starter:train")],
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id, or smollm2: also count tokens")] = None,
-    max_length: Annotated[int, typer.Option(help="count conversations longer than this")] = 2048,
+    max_length: Annotated[
+        int | None, typer.Option(help="with --tokenizer: count conversations longer than this, 2048 unless given")
+    ] = None,
     fix: Annotated[Path | None, typer.Option(help="write a cleaned copy here")] = None,
     source: SOURCE = "auto",
 ) -> None:
@@ -22,15 +24,20 @@ def data_check(
         from kwise.data.check import fix as clean
         from kwise.use.tables import report_tables
 
-        if fix is not None and fix.exists():
-            raise ValueError(f"{fix} exists; choose another name")
+        if fix is not None:
+            if fix.exists():
+                raise ValueError(f"{fix} exists; choose another name")
+            check_outputs([file], fix)
+        if max_length is not None and tokenizer is None:
+            raise ValueError("--max-length counts tokens: give the --tokenizer that makes them")
         loaded = None
         if tokenizer is not None:
             from kwise.model.backbone import load_tokenizer, resolve
 
             quiet_libraries()
             loaded = load_tokenizer(resolve(tokenizer))
-        report = check(file, source, loaded, max_length)
+        limit = {} if max_length is None else {"max_length": max_length}
+        report = check(file, source, loaded, **limit)
         show(report_tables(report))
         if fix is not None:
             for what, rows in clean(file, str(fix), source).items():

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from kwise.cli.shell import (
     CACHE,
     DTYPE,
+    DTYPE_DEFAULT,
     SOURCE,
     app,
     bar_of,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from kwise.use.audit import Subject
     from kwise.use.evaluation import Data, Scored, Splits
     from kwise.use.score_cache import ScoreCache
+
+PROBES = 60  # answers that an audit edits
 
 
 @app.command("eval")
@@ -57,7 +60,7 @@ def evaluate(
     ] = None,
     cache: CACHE = True,
     source: SOURCE = "auto",
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """How often MODEL agrees with suites, rankings and pairs, with 95 % intervals, beside baselines; several are compared."""
     with user_errors():
@@ -75,12 +78,12 @@ def evaluate(
         if results is not None and results.exists() and not results.is_dir():
             raise ValueError(f"{results} is no folder: name one for --results")
         if ceiling:
-            if scores or compare or by is not None or results is not None:
-                raise ValueError("--ceiling is of judgements alone: it takes no --scores, --compare, --by or --results")
+            if scores or compare or by is not None or results is not None or of_model(dtype, cache):
+                raise ValueError("--ceiling is of judgements alone: besides DATA it takes --source and --json only")
             refuse_repeated(words)
             show_ceilings(words, source, json_out)
             return
-        models = models_of(words, scores, compare)
+        models = models_of(words, scores, compare, of_model(dtype, cache))
         if results is not None:
             refuse_shared_files(words[len(models) :])
         data = [open_data(word, by, source) for word in words[len(models) :]]
@@ -103,12 +106,21 @@ def evaluate(
             say(f"written: {file}")
 
 
-def models_of(words: list[str], scores: bool, compare: bool) -> list[str]:
+def of_model(dtype: str, cached: bool) -> bool:
+    """Was something said of how a model is to be run?"""
+    return dtype != DTYPE_DEFAULT or not cached
+
+
+def models_of(words: list[str], scores: bool, compare: bool, of_model: bool) -> list[str]:
     """Those of ``words`` that are models: none of them with ``--scores``. Refuses what the options do not allow together."""
     from kwise.use.evaluation import model_words, refuse_repeated
 
     if compare and not scores:
         raise ValueError("--compare is for --scores: models are compared when several are named")
+    if scores and of_model:
+        raise ValueError(
+            "--scores takes the scores of DATA: no model is run, so leave --dtype, --no-cache and --probes out"
+        )
     if compare and len(words) < 2:
         raise ValueError("--compare needs the scores of at least two models, a file of each")
     if not scores:
@@ -175,11 +187,13 @@ def audit(
     compare: Annotated[
         bool, typer.Option("--compare", help="with --scores: the DATA are scores of one and the same rankings")
     ] = False,
-    probes: Annotated[int, typer.Option(min=0, help="answers to edit and score again; 0 for none")] = 60,
+    probes: Annotated[
+        int | None, typer.Option(min=0, help=f"answers to edit and score again, {PROBES} unless given; 0 for none")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="also show mean rewards by the values of this column")] = None,
     cache: CACHE = True,
     source: SOURCE = "auto",
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """What MODEL rewards beside quality, and how sure that is: a page to look at, the same as JSON, and a sheet of figures."""
     with user_errors():
@@ -193,7 +207,7 @@ def audit(
         from kwise.use.results import labels
 
         check_outputs(words, *outputs(out))
-        models = models_of(words, scores, compare)
+        models = models_of(words, scores, compare, of_model(dtype, cache) or probes is not None)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)
         check_models(names)
@@ -209,8 +223,11 @@ def audit(
             kept = open_cache(reward_model) if cache else None
             with progress_bar(errors) as bar:
                 show_bar = partial(bar_of, bar, bar.add_task("scoring", total=None))
-                subjects[names[model]] = model_subject(kept or reward_model, rankings, probes, show_bar)
+                subjects[names[model]] = model_subject(
+                    kept or reward_model, rankings, PROBES if probes is None else probes, show_bar
+                )
             report_cache(kept)
+            report_shortened(subjects[names[model]].shortened, reward_model)
         result = examine(rankings, subjects, words[len(models) :], by)
         files = write(result, out)
     for line in [*notes, *heading(result)[2:], *(f"written: {file}" for file in files)]:
@@ -238,7 +255,7 @@ def calibrate(
     length: Annotated[bool, typer.Option("--length", help="also take off what the reward gains with length")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="also write figures and curves here")] = None,
     source: SOURCE = "auto",
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """Fit MODEL's temperature and centre to the held-out rankings in FILES, and keep them in MODEL."""
     with user_errors():

@@ -9,6 +9,7 @@ import typer
 from kwise.cli.shell import (
     CALIBRATED,
     DTYPE,
+    DTYPE_DEFAULT,
     LOWER_BOUND,
     MODEL,
     app,
@@ -28,7 +29,7 @@ def score(
     resume: Annotated[bool, typer.Option("--resume", help="go on with a half-written OUT")] = False,
     calibrated: CALIBRATED = False,
     c: LOWER_BOUND = None,
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """Write every line of FILE with its score, in order."""
     score_lines(model, file, out, resume, calibrated, c, choose=False, dtype=dtype)
@@ -44,7 +45,7 @@ def best(
     resume: Annotated[bool, typer.Option("--resume", help="go on with a half-written OUT")] = False,
     calibrated: CALIBRATED = False,
     c: LOWER_BOUND = None,
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """Choose the best response of every line of FILE: by score, or by its lower confidence bound."""
     score_lines(model, file, out, resume, calibrated, c, choose=True, dtype=dtype)

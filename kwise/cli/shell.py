@@ -36,6 +36,7 @@ LOWER_BOUND = Annotated[
     float | None, typer.Option("--lower-bound", metavar="C", help="also errors, and bounds C errors below the score")
 ]
 CACHE = Annotated[bool, typer.Option("--cache/--no-cache", help="keep scores on disk, and score nothing twice")]
+DTYPE_DEFAULT = "float32"
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 

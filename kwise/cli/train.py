@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kwise.cli.shell import DTYPE, SOURCE, app, console, errors, load_model, quiet_libraries, say, user_errors
+from kwise.cli.shell import (
+    DTYPE,
+    DTYPE_DEFAULT,
+    SOURCE,
+    app,
+    console,
+    errors,
+    load_model,
+    quiet_libraries,
+    say,
+    user_errors,
+)
 from kwise.use.tables import metrics_table
 
 if TYPE_CHECKING:
@@ -110,7 +121,7 @@ def uncertainty(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="where features are kept; 'features' beside MODEL")] = None,
     source: SOURCE = "auto",
-    dtype: DTYPE = "float32",
+    dtype: DTYPE = DTYPE_DEFAULT,
 ) -> None:
     """Give MODEL the error bars of its rewards, whatever it was trained with."""
     with user_errors():

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -70,18 +70,37 @@ def shapes(items: Sequence[EncodedRanking]) -> Shapes:
 
 
 def content(items: Sequence[EncodedRanking]) -> str:
-    """A hash of all ids and ranks of ``items``, of the hashes on file where they were read from the cache."""
+    """A hash of all ids, ranks and offsets of ``items``, of the hashes on file where they were read from the cache."""
     digest = xxhash.xxh3_128()
     if isinstance(items, EncodedRankings):
         for part in items.parts:
             digest.update(json.dumps(part.about["hashes"]).encode())
         digest.update(np.ascontiguousarray(items.ranks).data)
+        for own in items.offsets or ():
+            digest.update(np.array(own, dtype=np.float64).data)
     else:
         for item in items:
-            lists: list[Sequence[float]] = [item.prefix, *item.suffixes, item.ranks]
+            lists: list[Sequence[float]] = [item.prefix, *item.suffixes, item.ranks, item.offsets]
             for values in lists:
                 digest.update(np.array([len(values), *values], dtype=np.float64).data)
     return str(digest.hexdigest())
+
+
+@overload
+def with_offsets(items: "EncodedRankings", offsets: Sequence[Sequence[float]]) -> "EncodedRankings": ...
+@overload
+def with_offsets(items: list[EncodedRanking], offsets: Sequence[Sequence[float]]) -> list[EncodedRanking]: ...
+def with_offsets(items: Sequence[EncodedRanking], offsets: Sequence[Sequence[float]]) -> Sequence[EncodedRanking]:
+    """``items`` with ``EncodedRanking.offsets``. Raises ``ValueError`` unless there is one for each response of each."""
+    sizes = np.diff(shapes(items).bounds).tolist()
+    if len(offsets) != len(sizes):
+        raise ValueError(f"there are {len(offsets)} lists of offsets for {len(sizes)} rankings")
+    for i, (own, size) in enumerate(zip(offsets, sizes, strict=True)):
+        if len(own) != size:
+            raise ValueError(f"offsets[{i}]: {len(own)} for {size} responses")
+    if isinstance(items, EncodedRankings):
+        return EncodedRankings(items.parts, items.fingerprint, offsets)
+    return [replace(item, offsets=list(own)) for item, own in zip(items, offsets, strict=True)]
 
 
 def prompt_hashes(rankings: "Sequence[Ranking] | EncodedRankings") -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +136,6 @@ class EncodedRankings(Sequence[EncodedRanking]):
         sizes = np.concatenate([part.column("size") for part in self.parts])
         bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.shapes = Shapes(prefix.astype(np.int64), suffix.astype(np.int64), bounds)
-        if offsets is not None and len(offsets) != len(self):
-            raise ValueError(f"there are {len(offsets)} lists of offsets for {len(self)} rankings")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapped file cannot go to another process, its name can
         return EncodedRankings, (self.parts, self.fingerprint, self.offsets)
@@ -137,10 +154,6 @@ class EncodedRankings(Sequence[EncodedRanking]):
     def all_tied(self) -> bool:
         """Whether no ranking says that anything is better."""
         return bool((self.shapes.each(np.maximum, self.ranks) == self.shapes.each(np.minimum, self.ranks)).all())
-
-    def with_offsets(self, offsets: Sequence[Sequence[float]]) -> "EncodedRankings":
-        """The same with ``EncodedRanking.offsets``."""
-        return EncodedRankings(self.parts, self.fingerprint, offsets)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -87,7 +87,7 @@ def skeleton(base: str | os.PathLike[str], vocab_size: int | None = None) -> Pre
         config.get_text_config().vocab_size = vocab_size
     with _naming(base), torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    _require_head(model)
+    require_head(model)
     return model
 
 
@@ -151,13 +151,20 @@ def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[st
     """Mend what would make other tools read another score from the saved folder, whose reward is read at the last token. Returns
     what was done, in words."""
     pad = set_pad_token(model, tokenizer)
-    return [*([pad] if pad else []), *leave_bos_to_template(tokenizer)]
+    done = [*([pad] if pad else []), *leave_bos_to_template(tokenizer)]
+    if model.config.problem_type != "regression":
+        model.config.problem_type = "regression"
+        done.append("problem_type set to 'regression': pipelines and servers would pass the score through a sigmoid")
+    return done
 
 
 def leave_bos_to_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Let the chat template alone write the BOS that the tokenizer puts in front of a text, so that ``apply_chat_template`` gives
     the ids that are scored, and so does the tokenizer given the rendered text. Returns what was done, a line each."""
     bos = tokenizer.bos_token_id
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.get_chat_template()
+        return ["of the tokenizer's named chat templates the default is kept", *leave_bos_to_template(tokenizer)]
     if bos is None or not tokenizer.chat_template or tokenizer("").input_ids[:1] != [bos]:
         return []
     done = []
@@ -232,14 +239,15 @@ def _load(
         problems.append(f"{name} has shape {list(in_file)} in the checkpoint, {list(in_model)} in the model")
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    _require_head(model)
+    require_head(model)
     return model
 
 
-def _require_head(model: PreTrainedModel) -> None:
-    """Raise ``ValueError`` unless ``model`` has a bias-free linear head ``score`` with one output."""
+def require_head(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless ``model`` has a bias-free linear head ``score`` with one output (peft may have wrapped it)."""
     head = getattr(model, HEAD, None)
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
+    weight = getattr(head, "weight", None)
+    if weight is None or len(weight) != 1 or getattr(head, "bias", None) is not None:
         raise ValueError(
             f"{type(model).__name__} has no bias-free linear head '{HEAD}'; kwise needs a decoder that has one"
         )

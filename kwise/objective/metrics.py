@@ -55,6 +55,8 @@ from kwise.objective.reliability import PAIR_LOW, TOP1_LOW, ece_terms, pair_gues
 from kwise.records import Ranking
 
 RESAMPLES = 2000
+LOWER_IS_BETTER = ("nll", "ece")  # how the names of metrics end of which that is so
+QUALITY = ("pair_accuracy", "adjacent_accuracy", "top1", "ndcg", "kendall_tau", "nll", "ece", "top1_ece", *THIRDS)
 NO_QUALITY = ("longer_wins", "better_model_wins", "equal_scores")  # neither higher nor lower is better
 
 
@@ -243,7 +245,7 @@ def combine(parts: Mapping[str, Draws], weights: Mapping[str, float]) -> Draws:
 def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Difference]:
     """By how much ``second`` differs from ``first`` in every metric of quality, both of the same rankings and seed.
 
-    Of ``...nll`` and ``...ece`` the lower is better, of all others the higher. The interval is of percentiles, also for
+    Of ``LOWER_IS_BETTER`` the lower is better, of all others the higher. The interval is of percentiles, also for
     calibration errors: what noise adds to one it adds to the other.
     """
     found = {}
@@ -259,7 +261,7 @@ def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str
             found[name] = Difference(b.value - a.value, None, None, a.n, None)
             continue
         low, high = np.percentile(draws, [2.5, 97.5])
-        gains = -draws if name.endswith(("nll", "ece")) else draws
+        gains = -draws if name.endswith(LOWER_IS_BETTER) else draws
         better = float(np.mean(gains > 0) + np.mean(gains == 0) / 2)
         found[name] = Difference(b.value - a.value, float(low), float(high), a.n, better)
     return found

@@ -6,11 +6,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from kwise.objective import objective
+from kwise.objective.metrics import LOWER_IS_BETTER, QUALITY
 
 # of TrainingArguments: what neither rows nor the evaluation of rankings go by
 UNREAD = (
     "label_smoothing_factor",
     "auto_find_batch_size",
+    "average_tokens_across_devices",
+    "torch_empty_cache_steps",
+    "include_num_input_tokens_seen",
+    "eval_do_concat_batches",
+    "eval_use_gather_object",
+    "length_column_name",
     "per_device_eval_batch_size",
     "eval_accumulation_steps",
     "prediction_loss_only",
@@ -24,6 +31,10 @@ UNREAD = (
     "label_names",
     "train_sampling_strategy",
 )
+REFUSED = {
+    "neftune_noise_alpha": "its noise is scaled by the tokens of a batch: the loss would depend on tokens_per_row",
+    "enable_jit_checkpoint": "kwise train saves a checkpoint when it is told to stop, and transformers' would not be whole",
+}
 
 
 @dataclass
@@ -31,7 +42,8 @@ class KwiseConfig(TrainingArguments):
     """``TrainingArguments`` and what a ranking needs. One optimiser step is ``rankings_per_step`` rankings over all processes.
 
     ``tokens_per_row`` (memory and speed) never changes the loss. The Trainer's own batch size and accumulation are not
-    used, nor is what ``UNREAD`` names: setting them is an error.
+    used, nor is what ``UNREAD`` and ``REFUSED`` name: setting them is an error. Which way ``metric_for_best_model`` is better is
+    known: ``greater_is_better`` need not be set.
     """
 
     objective: str = field(default="plackett_luce", metadata={"help": "a key of kwise.losses.OBJECTIVES"})
@@ -48,6 +60,7 @@ class KwiseConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "a data set of rankings has no columns"})
 
     def __post_init__(self) -> None:
+        self._know_the_better()
         super().__post_init__()
         objective(self.objective, **self.objective_options)  # raises for what it does not know
         for name in ("rankings_per_step", "tokens_per_row"):
@@ -64,9 +77,23 @@ class KwiseConfig(TrainingArguments):
         usual = {each.name: each.default for each in fields(TrainingArguments)}
         if idle := [name for name in UNREAD if name in usual and getattr(self, name) != usual[name]]:
             raise ValueError(f"{', '.join(idle)}: would have no effect on rankings; leave it alone")
+        for name, why in REFUSED.items():
+            if name in usual and getattr(self, name) != usual[name]:
+                raise ValueError(f"{name}: {why}; leave it alone")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise ValueError("num_train_epochs or max_steps must be more than 0: there is nothing to train")
         if self.world_size == 1 and self.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (DataParallel) are not supported; start one process per GPU: torchrun"
             )
+
+    def _know_the_better(self) -> None:
+        """transformers takes the lower for better of what ends in "loss" alone, and learns after the first evaluation that there
+        is no such metric."""
+        if self.metric_for_best_model is None:
+            return
+        name = self.metric_for_best_model.removeprefix("eval_")
+        if name not in ("loss", *QUALITY):
+            raise ValueError(f"metric_for_best_model: '{name}' is not one of loss, {', '.join(QUALITY)}")
+        if self.greater_is_better is None:
+            self.greater_is_better: bool | None = not name.endswith(("loss", *LOWER_IS_BETTER))

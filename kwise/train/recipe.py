@@ -69,8 +69,8 @@ class Recipe:
     """One training run.
 
     ``method``: ``head`` fits the head alone, to its optimum, on cached features of the frozen backbone; ``lora`` and ``full``
-    train with ``KwiseTrainer``, from that fitted head if ``fit_head_first``. ``trainer`` is passed to ``KwiseConfig``: every
-    field of ``transformers.TrainingArguments`` is legal there. ``objective_options`` is passed to ``kwise.losses.objective``.
+    train with ``KwiseTrainer``, from that fitted head if ``fit_head_first``. ``trainer`` is passed to ``KwiseConfig``, which
+    says what it refuses, ``objective_options`` to ``kwise.losses.objective``.
     """
 
     method: str

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from kwise.data.covariates import covariates, label
-from kwise.data.encoded import EncodedRankings
+from kwise.data.encoded import EncodedRankings, with_offsets
 from kwise.data.encoding import encode_files
 from kwise.data.sources import read_rankings
 from kwise.data.unique import EncodedPool, encode_distinct
@@ -92,7 +92,7 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
         assert isinstance(training, EncodedRankings)
         if coefficients := [found["coefficient"] for found in facts.get("covariates", {}).values()]:
             columns = (covariates(recipe.fit.covariates, ranking.responses) for ranking in rankings)
-            training = training.with_offsets([(own @ np.asarray(coefficients)).tolist() for own in columns])
+            training = with_offsets(training, [(own @ np.asarray(coefficients)).tolist() for own in columns])
         model.model = _train_backbone(model, training, held_out, recipe, config, folder, checkpoint)
     after = None
     if folder.main:
@@ -153,6 +153,10 @@ def trainer_config(recipe: Recipe) -> KwiseConfig:
     if recipe.trainer.get("save_only_model"):
         raise ValueError(
             "trainer.save_only_model leaves out what a run needs to go on: use trainer.save_total_limit instead"
+        )
+    if recipe.trainer.get("restore_callback_states_from_checkpoint"):
+        raise ValueError(
+            "trainer.restore_callback_states_from_checkpoint: leave it out; a run goes on as it was by itself"
         )
     options: dict[str, Any] = {"report_to": "none", "disable_tqdm": False, "use_cpu": NO_ACCELERATOR} | recipe.trainer
     return KwiseConfig(

@@ -37,7 +37,7 @@ from kwise.train.recipe import Recipe, load_recipe
 
 # of [trainer]: how a run is done, and how long; the rest decides what is trained, and the optimiser's state is made for it
 FREE = re.compile(
-    "tokens_per_row|num_train_epochs|max_steps|(logging|save|eval|metric|load_best|greater|hub|push|report|run_name|disable_tqdm|log_|"
+    "tokens_per_row|num_train_epochs|max_steps|(logging|save|eval|load_best|hub|push|report|run_name|disable_tqdm|log_|"
     "dataloader|gradient_checkpointing|activation_checkpointing|fsdp|deepspeed|ddp|torch_compile|accelerator|project|trackio).*"
 )
 PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "scipy")

@@ -1,11 +1,11 @@
 """``KwiseTrainer``: transformers' Trainer whose step is N rankings, however they are cut into rows and processes."""
 
 import contextlib
+import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    set_seed,
 )
 from transformers.trainer_utils import rotate_checkpoints
 
 from kwise.data.encode import Encoder
-from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes
+from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes, with_offsets
 from kwise.data.packing import build_row, pack, split
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
@@ -44,6 +45,7 @@ from kwise.train.sampler import StepLoader, StepSampler
 from kwise.train.step import Pass, Step, random_state, random_state_of, where
 
 logger = logging.getLogger(__name__)
+UNCALLED = {"compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"}
 
 
 class KwiseTrainer(Trainer):
@@ -73,7 +75,18 @@ class KwiseTrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("processing_class: a tokenizer with a chat template is needed")
+        if idle := sorted(UNCALLED & {name for name, value in options.items() if value is not None}):
+            raise ValueError(
+                f"{', '.join(idle)}: would not be called; rankings have metrics and objectives of their own"
+            )
+        if isinstance(eval_dataset, dict):
+            raise ValueError("eval_dataset: several data sets are not supported; give the rankings of one")
+        if peft_config is not None and peft_config.is_prompt_learning:
+            raise ValueError(
+                "peft_config: prompt and prefix tuning put tokens of their own before a row, which has many prompts"
+            )
         self.decoder: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+        backbone.require_head(self.decoder)
         self.decoder.to(args.device)  # before the attention is chosen: that depends on it
         set_attention(self.decoder, args.attention)
         assert_exact(self.decoder)
@@ -81,10 +94,16 @@ class KwiseTrainer(Trainer):
             logger.warning(note)
         read_rows(self.decoder)
         if peft_config is not None:
+            set_seed(args.seed)  # adapters begin at random; transformers seeds when it takes the model
             peft_config.modules_to_save = sorted({backbone.HEAD, *(peft_config.modules_to_save or [])})
             model = get_peft_model(model, peft_config)
         if isinstance(model, PeftModel):
             train_head(self.decoder)
+        if half := {str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+            logger.warning(
+                f"weights to be trained are in {', '.join(sorted(half))}: steps below about a thousandth of a weight round to "
+                "nothing, and most of them may; load the model in float32 and set bf16=True"
+            )
         self.objective = objective(args.objective, **args.objective_options)
         self.nll: float | torch.Tensor = 0.0  # summed over the steps since the last log
         self.nll_steps = 0
@@ -99,13 +118,11 @@ class KwiseTrainer(Trainer):
                     "train_dataset was encoded with another tokenizer, chat template, max_length or truncation (this trainer "
                     "mends pad token and BOS first: call kwise.model.backbone.align(model, tokenizer) before encode_files)"
                 )
-            training: Sequence[EncodedRanking] = (
-                train_dataset if offsets is None else train_dataset.with_offsets(offsets)
-            )
+            training: EncodedRankings | list[EncodedRanking] = train_dataset
         else:
             training = [self.encoder.encode_ranking(ranking) for ranking in train_dataset or []]
-            if offsets is not None:
-                training = [replace(item, offsets=list(own)) for item, own in zip(training, offsets, strict=True)]
+        if offsets is not None:
+            training = with_offsets(training, offsets)
         encoded = {"train": training, "eval": [self.encoder.encode_ranking(ranking) for ranking in self.eval_rankings]}
         self.cut = {
             name: items.num_cut if isinstance(items, EncodedRankings) else sum(any(item.cut) for item in items)
@@ -129,7 +146,8 @@ class KwiseTrainer(Trainer):
                 "DeepSpeed ZeRO-3 is not supported: set fsdp = true, which shards weights too, or use ZeRO-2"
             )
         self.resumed_from: Path | None = None
-        self.add_callback(AtTrainBegin(self._restore_sums))
+        self.epoch_over = False
+        self.add_callback(Moments(self))
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__module__.startswith("transformers.integrations"):
                 self.remove_callback(callback)
@@ -167,23 +185,39 @@ class KwiseTrainer(Trainer):
                 raise ValueError(f"there is no whole checkpoint in {self.args.output_dir}")
         elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
+        if not self.train_dataset:
+            raise ValueError("there are no rankings to train on: give train_dataset")
         self.resumed_from, self.resumed_at = None, 0
+        on_start = self.args.eval_on_start
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
             facts = read_seal(self.resumed_from)
             self.resumed_at = facts["step"]
             if facts["rankings"] != self._content:
                 raise ValueError(
-                    f"{resume_from_checkpoint} was trained on other rankings than those given now (or on these in another "
-                    "form: as a list, or encoded before)"
+                    f"{resume_from_checkpoint} was trained on other rankings or offsets than those given now (or on these in "
+                    "another form: as a list, or encoded before)"
+                )
+            if changed := [name for name, value in self._what_is_trained.items() if facts.get(name) != value]:
+                raise ValueError(f"{resume_from_checkpoint} is of a run with another {', '.join(changed)}")
+            if self.resumed_at > self._last_step:
+                raise ValueError(
+                    f"{resume_from_checkpoint} is beyond step {self._last_step}, with which this run would end: set max_steps or "
+                    "num_train_epochs no lower than it"
                 )
             if not any(self.resumed_from.glob("sums_*.pt")):
                 raise ValueError(
                     f"{resume_from_checkpoint} holds the model only (save_only_model): nothing can go on from it"
                 )
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
-        self.epoch_ended_at = self.saved_at = self.asked_to_stop = 0
-        return super().train(resume_from_checkpoint or None, **named)
+        self.saved_at = self.asked_to_stop = 0
+        self.epoch_over = False
+        try:
+            # of a run that goes on, the evaluation at the start is long logged
+            self.args.eval_on_start = on_start and not resume_from_checkpoint
+            return super().train(resume_from_checkpoint or None, **named)
+        finally:
+            self.args.eval_on_start = on_start
 
     def _restore_sums(self) -> None:
         """Go on with the sums that a log is made of, where the checkpoint's run left them between two logs."""
@@ -222,7 +256,7 @@ class KwiseTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 facts = {"step": self.state.global_step, "processes": self.accelerator.num_processes}
-                seal(folder, facts | {"rankings": self._content})
+                seal(folder, facts | {"rankings": self._content} | self._what_is_trained)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own for a full disk is a RuntimeError
             free = shutil.disk_usage(self.args.output_dir).free
             shutil.rmtree(folder, ignore_errors=True)
@@ -242,15 +276,14 @@ class KwiseTrainer(Trainer):
         """As transformers', but after an epoch's last step only the loss is logged: the call at the epoch's end, which follows at
         once, evaluates and saves, so that a checkpoint never lies between a step and what belongs to its epoch's end."""
         step, control = self.state.global_step, self.control
-        per_epoch = math.ceil(len(self.train_dataset) / self.args.rankings_per_step)
-        ends = control.should_training_stop or step % per_epoch == 0
-        if ends and self.epoch_ended_at != step:
-            self.epoch_ended_at = step
+        ends = control.should_training_stop or step % self._steps_per_epoch == 0
+        if ends and not self.epoch_over:
             due = control.should_evaluate, control.should_save
             control.should_evaluate = control.should_save = False
             super()._maybe_log_save_evaluate(*inputs, **named)
             self.control.should_evaluate, self.control.should_save = due
         else:
+            self.epoch_over = False
             super()._maybe_log_save_evaluate(*inputs, **named)
             if self.asked_to_stop:
                 self._stop(self.asked_to_stop)
@@ -384,6 +417,23 @@ class KwiseTrainer(Trainer):
     def _content(self) -> str:
         return content(self.train_dataset)
 
+    @property
+    def _what_is_trained(self) -> dict[str, Any]:
+        """Beside the rankings: what a checkpoint's optimiser state belongs to, and which rankings come next."""
+        names = ("objective", "objective_options", "rankings_per_step", "seed", "data_seed")
+        found: dict[str, Any] = json.loads(json.dumps({name: getattr(self.args, name) for name in names}))
+        return found
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        steps: int = math.ceil(len(self.train_dataset) / self.args.rankings_per_step)
+        return steps
+
+    @property
+    def _last_step(self) -> int:
+        of_epochs = math.ceil(float(self.args.num_train_epochs) * self._steps_per_epoch)
+        return int(self.args.max_steps) if self.args.max_steps > 0 else of_epochs
+
     def _lockstep(self, *passes: int) -> list[int]:
         """How many passes of each kind this process runs, of those it needs.
 
@@ -516,12 +566,16 @@ class KwiseTrainer(Trainer):
             write_old_names(folder)
 
 
-class AtTrainBegin(TrainerCallback):
-    """Calls ``act`` when training begins: after the Trainer has set its sums to zero, before the first step."""
+class Moments(TrainerCallback):
+    """Two moments that ``KwiseTrainer`` must know of and transformers tells callbacks alone."""
 
-    def __init__(self, act: Callable[[], None]) -> None:
-        self.act = act
+    def __init__(self, trainer: KwiseTrainer) -> None:
+        self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """See the class."""
-        self.act()
+        """After the Trainer has set its sums to zero, before the first step."""
+        self.trainer._restore_sums()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        """Before what is due at an epoch's end is done."""
+        self.trainer.epoch_over = True

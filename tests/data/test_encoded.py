@@ -15,7 +15,7 @@ import pytest
 
 from kwise.data import encoding as module
 from kwise.data.encode import Encoder
-from kwise.data.encoded import EncodedRankings, Shapes, content, prompt_hashes, shapes
+from kwise.data.encoded import EncodedRankings, Shapes, content, prompt_hashes, shapes, with_offsets
 from kwise.data.encoding import encode_files
 from kwise.data.packing import split
 from kwise.data.sources import read_rankings
@@ -248,11 +248,15 @@ def test_offsets_belong_to_their_rankings_and_all_of_it_goes_to_another_process(
     file = write(tmp_path / "a.jsonl", 6)
     found = encode_files(encoder, [file])
     offsets = [[i + k / 10 for k in range(len(item.ranks))] for i, item in enumerate(found)]
-    shifted = pickle.loads(pickle.dumps(found.with_offsets(offsets)))
+    shifted = pickle.loads(pickle.dumps(with_offsets(found, offsets)))
     assert isinstance(shifted, EncodedRankings)
     assert [*shifted] == [replace(item, offsets=own) for item, own in zip(found, offsets, strict=True)]
     with pytest.raises(ValueError, match="5 lists of offsets for 6 rankings"):
-        found.with_offsets(offsets[1:])
+        with_offsets(found, offsets[1:])
+    with pytest.raises(ValueError, match=r"offsets\[2\]: 1 for 4 responses"):
+        with_offsets(list(found), [*offsets[:2], offsets[2][:1], *offsets[3:]])
+    plain, moved = content(found), content(with_offsets(found, offsets))
+    assert len({plain, moved, content(list(found)), content(with_offsets(list(found), offsets))}) == 4
 
 
 def test_a_full_disk_and_a_killed_worker_are_said_and_leave_nothing(tmp_path, encoder, monkeypatch, cache):

@@ -173,7 +173,7 @@ def test_the_template_alone_writes_bos_and_the_ids_that_are_scored_stay(llama_to
     before = Encoder(llama_tokenizer, 100).encode(chat[:1], ["b"])
     scored = before.prefix + before.suffixes[0]
     assert scored[0] == llama_tokenizer.bos_token_id not in scored[1:]
-    notes = backbone.align(tiny_model(vocab_size=300), llama_tokenizer)
+    notes = backbone.align(tiny_model(vocab_size=300, problem_type="regression"), llama_tokenizer)
     assert len(notes) == (1 if writes else 2) and "no BOS any more" in notes[-1]
     assert writes or "'<s>'" in notes[0]
     llama_tokenizer.save_pretrained(tmp_path)
@@ -182,6 +182,20 @@ def test_the_template_alone_writes_bos_and_the_ids_that_are_scored_stay(llama_to
     assert saved.apply_chat_template(chat, return_dict=False) == scored
     assert saved(saved.apply_chat_template(chat, tokenize=False)).input_ids == scored
     assert backbone.leave_bos_to_template(saved) == [], "done once"
+
+
+def test_of_named_chat_templates_the_default_is_kept_and_mended(llama_tokenizer):
+    plain = llama_tokenizer.chat_template.replace("{{ bos_token }}", "")
+    llama_tokenizer.chat_template = {"default": plain, "tool_use": "{{ bos_token }}tools"}
+    notes = backbone.leave_bos_to_template(llama_tokenizer)
+    assert "the default is kept" in notes[0] and llama_tokenizer.chat_template == "{{ bos_token }}" + plain
+
+
+def test_a_model_without_problem_type_becomes_one_whose_score_pipelines_read_raw(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer))
+    assert model.config.problem_type is None
+    assert "sigmoid" in backbone.align(model, tokenizer)[-1]
+    assert model.config.problem_type == "regression"
 
 
 def test_where_neither_writes_bos_there_is_none(tokenizer):

@@ -146,7 +146,7 @@ def test_a_run_is_not_gone_on_with_on_other_rankings(workshop):
     run(workshop, *STEPS, "trainer.max_steps=2").model.rename(workshop / "whole")
     text = (workshop / "train.jsonl").read_text()
     (workshop / "train.jsonl").write_text(text.replace("question 3", "question 4"))
-    with pytest.raises(ValueError, match="checkpoint-2 was trained on other rankings than those given now"):
+    with pytest.raises(ValueError, match="checkpoint-2 was trained on other rankings or offsets than those given now"):
         run(workshop, *STEPS, "trainer.max_steps=2")
     (workshop / "train.jsonl").write_text(text)
     assert run(workshop, *STEPS, "trainer.max_steps=2").model.exists()

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from workshop import shard_on_cpus, write_rankings
 
 from kwise import KwiseConfig, KwiseTrainer, Ranking
@@ -382,10 +382,145 @@ def test_a_run_of_no_steps_is_refused(tmp_path, options):
         KwiseConfig(str(tmp_path), use_cpu=True, **options)
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1}, {"dataloader_drop_last": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing_factor": 0.1}, {"dataloader_drop_last": True}, {"torch_empty_cache_steps": 2}],
+)
 def test_settings_that_rankings_do_not_go_by_are_refused(tmp_path, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: would have no effect"):
         KwiseConfig(str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"neftune_noise_alpha": 5.0}, {"enable_jit_checkpoint": True}])
+def test_settings_that_would_do_harm_are_refused_with_the_reason(tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: .*; leave it alone"):
+        KwiseConfig(str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("metric", ["nll", "eval_nll", "ece", "top1_ece", "loss", "pair_accuracy", "eval_kendall_tau"])
+def test_the_best_checkpoint_is_that_of_the_best_value_whichever_way_is_better(tokenizer, tmp_path, metric):
+    trainer = make_trainer(
+        tokenizer,
+        tmp_path,
+        held_out=make_rankings(20, seed=1),
+        max_steps=4,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+    )
+    trainer.train()
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    values = logged(trainer, name)
+    assert len(set(values)) > 1
+    lower = metric.removeprefix("eval_") in ("nll", "ece", "top1_ece", "loss")
+    assert trainer.state.best_metric == (min(values) if lower else max(values))
+    assert trainer.evaluate()[name] == pytest.approx(trainer.state.best_metric, abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["longer_wins", "distance_1", "accuracy"])
+def test_a_best_checkpoint_by_what_is_no_quality_is_refused(tmp_path, metric):
+    with pytest.raises(ValueError, match=f"metric_for_best_model: '{metric}' is not one of loss, pair_accuracy, "):
+        KwiseConfig(str(tmp_path), use_cpu=True, metric_for_best_model=metric)
+
+
+def test_a_head_of_two_labels_is_refused_before_it_is_trained(tokenizer, tmp_path):
+    config = make_model(len(tokenizer)).config
+    config.num_labels = 2
+    with pytest.raises(ValueError, match="no bias-free linear head 'score'"):
+        KwiseTrainer(
+            LlamaForSequenceClassification(config), KwiseConfig(str(tmp_path), use_cpu=True), [], [], tokenizer
+        )
+
+
+def test_what_is_saved_is_no_classifier_to_pipelines_and_servers(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    trainer.save_model(str(tmp_path / "model"))
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_weights_trained_in_half_precision_are_warned_of_and_adapters_on_them_are_not(tokenizer, tmp_path, caplog):
+    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
+    config = KwiseConfig(str(tmp_path), use_cpu=True)
+    KwiseTrainer(model, config, make_rankings(), [], tokenizer, LORA)
+    assert "round to nothing" not in caplog.text
+    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
+    KwiseTrainer(model, config, make_rankings(), [], tokenizer)
+    assert "weights to be trained are in torch.bfloat16: steps below" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"])
+def test_functions_that_would_not_be_called_are_refused(tokenizer, tmp_path, name):
+    model, config = make_model(len(tokenizer)), KwiseConfig(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=f"{name}: would not be called"):
+        KwiseTrainer(model, config, make_rankings(), [], tokenizer, **{name: print})
+
+
+def test_several_evaluation_sets_no_rankings_and_prompt_tuning_are_refused_in_words(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset: several data sets"):
+        make_trainer(tokenizer, tmp_path, held_out={"one": make_rankings()})
+    with pytest.raises(ValueError, match="there are no rankings to train on"):
+        make_trainer(tokenizer, tmp_path, rankings=[]).train()
+    with pytest.raises(ValueError, match="peft_config: prompt and prefix tuning"):
+        make_trainer(tokenizer, tmp_path, peft_config=PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+
+
+def test_adapters_begin_alike_whatever_was_drawn_before(tokenizer, tmp_path):
+    drawn = []
+    for seed in (1, 2):
+        model = make_model(len(tokenizer), tokenizer.pad_token_id)
+        torch.manual_seed(seed)
+        trainer = KwiseTrainer(model, KwiseConfig(str(tmp_path), use_cpu=True), make_rankings(), [], tokenizer, LORA)
+        drawn.append({name: p.clone() for name, p in trainer.model.named_parameters() if "lora_A" in name})
+    assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+def saved_at_step_2(tokenizer, folder, **options):
+    make_trainer(tokenizer, folder, max_steps=2, save_strategy="steps", save_steps=1, **options).train()
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"offsets": [[0.5] * len(each.ranks) for each in make_rankings()]}, "other rankings or offsets"),
+        ({"objective": "all_pairs"}, "of a run with another objective"),
+        ({"rankings_per_step": 4}, "of a run with another rankings_per_step"),
+        ({"seed": 1}, "of a run with another seed"),
+        ({"max_steps": 1}, "beyond step 1, with which this run would end"),
+        ({"max_steps": -1, "num_train_epochs": 0.5}, "beyond step 1, with which this run would end"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tokenizer, tmp_path, changed, problem):
+    saved_at_step_2(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=problem):
+        make_trainer(tokenizer, tmp_path, **{"max_steps": 4, **changed}).train(resume_from_checkpoint=True)
+
+
+def test_the_evaluation_at_the_start_is_not_made_again_by_a_run_that_goes_on(tokenizer, tmp_path):
+    options = {"held_out": make_rankings(4, seed=1), "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 2}
+    saved_at_step_2(tokenizer, tmp_path, **options)
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=4, **options)
+    trainer.train(resume_from_checkpoint=True)
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert steps == [0, 2, 4]
+    assert trainer.args.eval_on_start
+
+
+def test_a_run_stopped_early_by_an_evaluation_saves_what_is_due_at_its_epochs_end(tokenizer, tmp_path):
+    class Stop(TrainerCallback):
+        def on_evaluate(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 3
+            return control
+
+    options = {"rankings_per_step": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "epoch"}
+    trainer = make_trainer(tokenizer, tmp_path, held_out=make_rankings(4, seed=1), **options)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert fault(tmp_path / "checkpoint-3") is None
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path):
