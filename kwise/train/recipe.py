@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 METHODS = ("head", "lora", "full")
-RANGES = {  # legal whole numbers, both ends included
+RANGES = {  # legal numbers, both ends included
     "seed": (0, 2**32 - 1),
     "data.max_length": (2, None),
     "model.layers": (0, None),
     "lora.r": (1, None),
+    "lora.alpha": (1, None),
+    "lora.dropout": (0, 1),
+    "trainer.learning_rate": (0, None),
 }
 
 
@@ -159,7 +162,7 @@ def _check(table: dict[str, Any]) -> list[str]:
             mistakes += [f"objective_options.{mistake}" for mistake in str(error).splitlines()]
     for key, (least, most) in RANGES.items():
         value = _get(table, key.split("."))
-        if type(value) is int and (value < least or (most is not None and value > most)):
+        if _fits(value, float) and (value < least or (most is not None and value > most)):
             legal_range = f"at least {least}" if most is None else f"between {least} and {most}"
             mistakes.append(f"{key}: must be {legal_range}, this is {value}")
     mistakes += _check_fit(table)

@@ -40,6 +40,8 @@ FREE = re.compile(
     "tokens_per_row|num_train_epochs|max_steps|(logging|save|eval|load_best|hub|push|report|run_name|disable_tqdm|log_|"
     "dataloader|gradient_checkpointing|activation_checkpointing|fsdp|deepspeed|ddp|torch_compile|accelerator|project|trackio).*"
 )
+VERSIONS = "versions.json"
+WRITTEN = (VERSIONS, "recipe.toml", "data.json", "metrics.jsonl", "checkpoints", "features", "model.unfinished")
 PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "scipy")
 
 
@@ -57,8 +59,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def clear(self, recipe: Recipe, start_over: bool) -> None:
-        """Raise ``ValueError`` rather than write over a model or mix two runs. With ``start_over`` an unfinished run is removed,
-        but for the features it cached.
+        """Raise ``ValueError`` rather than write over a model, over data or over what no run of kwise wrote, or mix two runs.
+        With ``start_over`` an unfinished run is removed, but for the features it cached.
 
         Of the run gone on with, what only says how it is done (``FREE``, say fewer ``tokens_per_row``) may differ; what decides
         what is trained may not once there is a checkpoint.
@@ -67,6 +69,14 @@ class RunFolder:
             return
         if (self.path / "model").exists():
             raise ValueError(f"{self.path / 'model'} exists: choose another output (output=...), or remove it")
+        for file in (*recipe.data.train, *recipe.data.eval):
+            if Path(file).exists() and Path(file).resolve() in {(self.path / name).resolve() for name in WRITTEN}:
+                raise ValueError(f"{file} would be written over by the run: choose another output (output=...)")
+        foreign = [name for name in WRITTEN if (self.path / name).exists()]
+        if foreign and not self._is_of_a_run():
+            raise ValueError(
+                f"{self.path / foreign[0]} was written by no run of kwise: choose another output (output=...), or move it away"
+            )
         if start_over:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             (self.path / "metrics.jsonl").unlink(missing_ok=True)
@@ -85,6 +95,12 @@ class RunFolder:
                     f"{self.path} holds checkpoints of a run with another {', '.join(changed)} (see its recipe.toml): go on "
                     "with that recipe, start over (--start-over), or choose another output (output=...)"
                 )
+
+    def _is_of_a_run(self) -> bool:
+        try:
+            return "kwise" in json.loads((self.path / VERSIONS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):  # not there, no text, no JSON, or a number
+            return False
 
     def newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint, the same for every process; said, and newer ones that are not whole removed."""
@@ -110,7 +126,6 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.again:
             (self.path / "metrics.jsonl").unlink(missing_ok=True)  # what a run without a checkpoint logged comes again
-        write_whole(self.path / "recipe.toml", recipe.to_toml())
         versions = {name: version(name) for name in PACKAGES} | {
             "python": platform.python_version(),
             "machine": platform.platform(),
@@ -118,7 +133,8 @@ class RunFolder:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "command": sys.argv[1:],
         }
-        self._write("versions.json", versions)
+        self._write(VERSIONS, versions)  # first: it says whose folder this is
+        write_whole(self.path / "recipe.toml", recipe.to_toml())
         known_files = training.reports if isinstance(training, EncodedRankings) else {}
         files = {
             file: known_files.get(file) or check(file, recipe.data.source).to_json()

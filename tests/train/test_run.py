@@ -95,7 +95,7 @@ def test_an_unfinished_run_is_gone_on_with_or_started_over(workshop, start_over,
 
 
 def test_what_an_interrupted_run_left_of_its_model_is_no_part_of_the_next_one(workshop):
-    (workshop / "run" / "model.unfinished").mkdir(parents=True)
+    run(workshop, "method=full", "trainer.max_steps=1").model.rename(workshop / "run" / "model.unfinished")
     (workshop / "run" / "model.unfinished" / "uncertainty.kwise").write_bytes(b"of another head")
     result = run(workshop, "method=full", "trainer.max_steps=1")
     assert not (result.model / "uncertainty.kwise").exists()
