@@ -690,3 +690,21 @@ def test_start_over_removes_an_unfinished_run_that_another_recipe_could_not_go_o
     assert code == 1 and "another seed" in text and "--start-over" in text
     code, text = run("train", tmp_path / "recipe.toml", "seed=7", "--start-over")
     assert code == 0 and "going on from" not in text, text
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"), [("5", "2"), ("2", "2"), ("", "2"), ("0", ""), ("-1", "2"), ("one", "2"), ("0", "0")]
+)
+def test_an_environment_that_says_no_place_among_processes_is_refused(model, tmp_path, monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    lines = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": "r"}])
+    code, text = run("score", model, lines, "-o", tmp_path / "out.jsonl")
+    assert code == 1 and f"the environment says RANK={rank}, WORLD_SIZE={size}" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model"]
+
+
+def test_score_says_how_many_lines_had_scores_that_it_replaced(model, tmp_path):
+    rows = [{"prompt": "q", "response": "r", "score": 5}, {"prompt": "q", "response": "r"}]
+    code, text = run("score", model, write(tmp_path / "in.jsonl", rows), "-o", tmp_path / "out.jsonl")
+    assert code == 0 and "1 lines had scores of their own, which were replaced" in text

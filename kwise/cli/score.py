@@ -13,6 +13,7 @@ from kwise.cli.shell import (
     LOWER_BOUND,
     MODEL,
     app,
+    check_outputs,
     errors,
     load_model,
     report_shortened,
@@ -59,7 +60,8 @@ def score_lines(
         from kwise.use.score_file import score_file
         from kwise.use.score_shares import score_share
 
-        process, processes = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+        process, processes = place_among_processes()
+        check_outputs([file], out)
         if out.exists() and not resume:
             raise ValueError(f"{out} exists; go on with it by --resume, or remove it")
         reward_model = load_model(model, dtype)
@@ -78,4 +80,16 @@ def score_lines(
     say(f"{by}{counts['written']} lines written to {'its share of ' if by else ''}{out}{kept}", errors)
     if counts.get("together"):
         say(f"all shares are done: {out} has {counts['together']} lines", errors)
+    if counts["replaced"]:
+        say(f"{counts['replaced']} lines had scores of their own, which were replaced", errors, "yellow")
     report_shortened(counts["shortened"], reward_model)
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many, by the variables that torchrun and its like set. Raises ``ValueError`` for
+    values that say neither."""
+    given = {name: os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+    if not all(value.isdecimal() for value in given.values()) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"the environment says {said}: RANK is from 0 to WORLD_SIZE - 1; unset both for one process")
+    return int(given["RANK"]), int(given["WORLD_SIZE"])

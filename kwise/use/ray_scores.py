@@ -16,7 +16,7 @@ from kwise.model.reward_model import RewardModel
 from kwise.use.score_file import WINDOW, columns_of, scored_rows, take_window
 from kwise.use.score_shares import score_share
 
-COUNTS = ("written", "kept", "shortened")
+COUNTS = ("written", "kept", "shortened", "replaced")
 
 
 def score_dataset(

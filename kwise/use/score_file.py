@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from jinja2 import TemplateError
 
 from kwise.data import sources
@@ -64,18 +66,54 @@ def score_file(
     ``resume`` goes on after the complete lines of ``out`` (of a share: after its whole windows, which are packed alike whoever
     scores them), if the last of them belongs to its line of ``file``, was scored by the same calibration and ``c``, or by
     none, and gets the same scores again up to rounding; a half-written line is removed. Gives the counts of lines written, of
-    lines kept from before, and of responses shortened to ``max_length``. Raises ``FileExistsError`` without ``resume`` if ``out``
-    exists, and ``DataError`` at a line that cannot be read or scored; what was written before stays.
+    lines kept from before, of responses shortened to ``max_length``, and of lines whose own scores were replaced. Raises
+    ``FileExistsError`` without ``resume`` if ``out`` exists, ``ValueError`` while another process writes it, and ``DataError`` at
+    a line that cannot be read or scored; what was written before stays.
     """
     how = columns_of(model, calibrated, c)  # before OUT is made
     target = Path(out)
-    if target.exists() and Path(file).exists() and target.samefile(file):
-        raise ValueError(f"{out} is the input file itself")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} is no folder to write {target.name} into")
+    assert_not_input(target, file)
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
-    lines = _windows(read_lines(file), *share)
-    kept = _kept(model, target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
-    counts = {"written": 0, "kept": kept, "shortened": 0}
+    with _alone(target):
+        lines = _windows(read_lines(file), *share)
+        kept = keep(model, target, lines, file, how, choose, WINDOW if share[1] > 1 else 1) if target.exists() else 0
+        return _append(model, target, lines, file, how, choose, kept, progress)
+
+
+def assert_not_input(target: Path, file: str) -> None:
+    """Raise ``ValueError`` for a target that is the input, by whatever name."""
+    if target.exists() and Path(file).exists() and target.samefile(file):
+        raise ValueError(f"{target} is the input file itself")
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    lock = FileLock(f"{target}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is writing {target}") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _append(
+    model: RewardModel,
+    target: Path,
+    lines: Lines,
+    file: str,
+    how: dict[str, Any],
+    choose: bool,
+    kept: int,
+    progress: Callable[[int], None],
+) -> dict[str, int]:
+    counts = {"written": 0, "kept": kept, "shortened": 0, "replaced": 0}
     window, problem = take_window(
         model, lines, file, choose
     )  # before OUT is made: what is no input at all leaves nothing behind
@@ -88,6 +126,7 @@ def score_file(
                 output.write(json.dumps(scored, ensure_ascii=False, default=str) + "\n")
                 counts["written"] += 1
                 counts["shortened"] += sum(cut > 0 for cut in each.encoded.cut)
+                counts["replaced"] += each.replaces
             output.flush()
             progress(kept + counts["written"])
             if problem:
@@ -151,12 +190,14 @@ def _gains(model: RewardModel, window: "list[Line]", calibrated: bool, c: float 
 
 
 class Line(NamedTuple):
-    """A line to score: its number, its responses, their conversations as ids, and a function that puts their scores into it."""
+    """A line to score: its number, its responses, their conversations as ids, a function that puts their scores into it, and
+    whether it has scores already, which these replace."""
 
     line: int
     responses: list[str]
     encoded: EncodedRanking
     put: Put
+    replaces: bool
 
 
 def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tuple[list[Line], DataError | None]:
@@ -173,7 +214,8 @@ def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tu
                 raise sources.FieldError(
                     "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
                 )
-            window.append(Line(number, responses, model.encoder.encode(messages, responses), put))
+            replaces = put([{} for _ in responses]) != row
+            window.append(Line(number, responses, model.encoder.encode(messages, responses), put, replaces))
         except sources.FieldError as error:
             return window, DataError(error.problem, file=file, line=number, field=error.field)
         except (ValueError, TemplateError) as error:  # what the truncation rule or the chat template refuses
@@ -188,10 +230,11 @@ def _calibration(model: RewardModel) -> dict[str, float]:
     return {"temperature": found.temperature, "centre": found.centre, "length_slope": found.length_slope}
 
 
-def _kept(
+def keep(
     model: RewardModel, target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool, multiple: int
 ) -> int:
-    """Take the lines of ``target`` that are whole, up to the last ``multiple``, off ``lines``, and cut off what follows."""
+    """Take the lines of ``target`` that are whole, up to the last ``multiple``, off ``lines``, and cut off what follows. Gives
+    how many. Raises ``ValueError`` where the last of them is not what ``score_file`` would write."""
     kept, last = _complete_lines(target, multiple)
     number = 0
     row: dict[str, Any] | DataError | None = None

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
-from kwise.use.score_file import WINDOW, score_file
+from kwise.use.score_file import WINDOW, assert_not_input, columns_of, keep, score_file
 
 SHARE = re.compile(r"\.(?:share|scored)-\d+-of-(\d+)")
 
@@ -36,9 +36,10 @@ def score_share(
     """
     target = Path(out)
     own, whole = (Path(f"{out}.{state}-{process}-of-{processes}") for state in ("share", "scored"))
-    counts = {"written": 0, "kept": 0, "shortened": 0, "together": 0}
+    counts = {"written": 0, "kept": 0, "shortened": 0, "replaced": 0, "together": 0}
+    assert_not_input(target, file)
     if target.exists() and resume:
-        _assert_whole(target, file)
+        _assert_whole(model, target, file, **options)
         return counts
     others = {
         found[1]
@@ -83,10 +84,19 @@ def _together(target: Path, processes: int) -> int:
     return count
 
 
-def _assert_whole(target: Path, file: str) -> None:
+def _assert_whole(
+    model: RewardModel,
+    target: Path,
+    file: str,
+    calibrated: bool = False,
+    c: float | None = None,
+    choose: bool = False,
+    **_: Any,
+) -> None:
     with target.open("rb") as scored:
         lines = sum(1 for _ in scored)
     if lines != sum(1 for _ in read_lines(file)):
         raise ValueError(f"{target} has {lines} lines and was begun by one process: go on with one")
+    keep(model, target, read_lines(file), file, columns_of(model, calibrated, c), choose, 1)
     for left in target.parent.glob(f"{target.name}.scored-*"):  # of a process killed just after it put them together
         left.unlink()

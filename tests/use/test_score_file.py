@@ -445,7 +445,12 @@ def test_resume_goes_on_only_with_scores_that_this_model_gives(model, tmp_path, 
     monkeypatch.setattr(type(model.model), "dtype", dtype)
     moved_by(model, monkeypatch, nats)
     if alike:
-        assert score_file(model, source, str(out), resume=True) == {"written": 2, "kept": 3, "shortened": 0}
+        assert score_file(model, source, str(out), resume=True) == {
+            "written": 2,
+            "kept": 3,
+            "shortened": 0,
+            "replaced": 0,
+        }
     else:
         with pytest.raises(ValueError, match=r"line 3 of .* has other scores than this model gives it"):
             score_file(model, source, str(out), resume=True)
@@ -485,3 +490,47 @@ def test_resume_knows_its_own_output_also_where_a_column_is_nan(model, tmp_path)
     out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
     assert score_file(model, source, str(out), resume=True)["kept"] == 3
     assert out.read_bytes() == whole
+
+
+def test_a_second_writer_of_one_output_is_refused_and_the_first_goes_on(model, tmp_path):
+    source, out = (
+        write(tmp_path / "in.jsonl", [{"prompt": "q", "response": str(i)} for i in range(70)]),
+        tmp_path / "out",
+    )
+    refused = []
+
+    def begin_again(lines):
+        with pytest.raises(ValueError, match=f"another process is writing {out}"):
+            score_file(model, source, str(out), resume=True)
+        refused.append(lines)
+
+    score_file(model, source, str(out), progress=begin_again)
+    assert refused == [64, 70] and len(out.read_text().splitlines()) == 70
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out"]
+
+
+def test_an_output_in_a_folder_that_is_not_there_makes_none(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"prompt": "q", "response": "r"}])
+    with pytest.raises(FileNotFoundError, match="none is no folder to write out into"):
+        score_file(model, source, str(tmp_path / "none" / "out"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_lines_whose_own_scores_are_replaced_are_counted(model, tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    answers = [{"rank": 1, "completion": "a"}, {"rank": 2, "completion": "b"}]
+    rows = [
+        {"prompt": "q", "response": "r", "score": {"judge": 5}},
+        {"messages": turns, "score": 1.0},
+        {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]},
+        {"context": "q", "completions": [answers[0] | {"score": 3}, answers[1]]},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_score": 1},
+        {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "tie", "score_b": 1},
+    ]
+    # nothing of these stands where a score goes
+    rows += [
+        {"prompt": "q", "response": "r", "scores": [1]},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "score": 1},
+        {"context": "q", "completions": answers, "score": 1},
+    ]
+    assert score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out"))["replaced"] == 6

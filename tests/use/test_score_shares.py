@@ -123,3 +123,18 @@ def rank(process):
         return process.environ().get("RANK") if "score" in process.cmdline() else None
     except psutil.Error:
         return None
+
+
+def test_an_output_of_another_model_or_input_is_not_taken_for_whole(model, file, tmp_path, whole):
+    out = tmp_path / "whole.jsonl"
+    assert score_share(model, file, str(out), 0, 2, resume=True)["written"] == 0
+    with pytest.raises(ValueError, match=r"in\.jsonl is the input file itself"):
+        score_share(model, file, file, 0, 2, resume=True)
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(file).read_text().replace("question", "demand"))
+    with pytest.raises(ValueError, match="it is the output of another input"):
+        score_share(model, str(other), str(out), 0, 2, resume=True)
+    model.model.score.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="has other scores than this model gives it"):
+        score_share(model, file, str(out), 0, 2, resume=True)
+    assert out.read_bytes() == whole
