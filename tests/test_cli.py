@@ -708,3 +708,22 @@ def test_score_says_how_many_lines_had_scores_that_it_replaced(model, tmp_path):
     rows = [{"prompt": "q", "response": "r", "score": 5}, {"prompt": "q", "response": "r"}]
     code, text = run("score", model, write(tmp_path / "in.jsonl", rows), "-o", tmp_path / "out.jsonl")
     assert code == 0 and "1 lines had scores of their own, which were replaced" in text
+
+
+@pytest.mark.parametrize("name", ["held.json", "held.png"])
+def test_an_audit_does_not_write_over_what_no_audit_wrote(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    pairs_scored(tmp_path / "a.jsonl")
+    (tmp_path / name).write_text('{"models": "of an evaluation"}')
+    code, text = run("audit", "--scores", "a.jsonl", "-o", "held.html")
+    assert code == 1 and f"{name} exists and is of no audit" in text
+    assert (tmp_path / name).read_text() == '{"models": "of an evaluation"}'
+
+
+def test_a_file_named_twice_is_refused_where_it_would_count_twice(model, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "held.jsonl", [nectar_row(i, 3) for i in range(4)])
+    code, text = run("calibrate", model, "held.jsonl", "./held.jsonl")
+    assert code == 1 and "held.jsonl is named twice, also as ./held.jsonl" in text
+    code, text = run("fit", base, "held.jsonl", "./held.jsonl", "-o", "out")
+    assert code == 1 and "data.train: ./held.jsonl is named twice" in text

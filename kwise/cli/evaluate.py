@@ -202,11 +202,12 @@ def audit(
         from kwise.use.audit import foreign_subjects, model_subject
         from kwise.use.audit.features import check_rankings
         from kwise.use.audit.figures import check_models
-        from kwise.use.audit.report import heading, outputs, write
+        from kwise.use.audit.report import heading, outputs, refuse_foreign, write
         from kwise.use.evaluation import open_data
         from kwise.use.results import labels
 
         check_outputs(words, *outputs(out))
+        refuse_foreign(out)
         models = models_of(words, scores, compare, of_model(dtype, cache) or probes is not None)
         data = [open_data(word, by, source) for word in words[len(models) :]]
         names = labels(words if compare else models)

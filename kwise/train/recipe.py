@@ -174,6 +174,11 @@ def _check(table: dict[str, Any]) -> list[str]:
     mistakes += [f"{key}: is empty" for key in ("output", "model.base") if _get(table, key.split(".")) == ""]
     if _get(table, ["data", "train"]) == []:
         mistakes.append("data.train: name at least one file")
+    for key in ("data.train", "data.eval"):
+        files = _get(table, key.split("."))
+        if _fits(files, list[str]):
+            places = [str(Path(file).resolve()) if Path(file).exists() else file for file in files]
+            mistakes += [f"{key}: {file} is named twice" for i, file in enumerate(files) if places[i] in places[:i]]
     elsewhere = {
         "objective": "objective",
         "objective_options": "objective_options",

@@ -11,6 +11,7 @@ from kwise.model.reward_model import RewardModel
 from kwise.objective.calibration import cross_fitted, curves, figures, fit_calibration
 from kwise.objective.metrics import Metric
 from kwise.objective.reliability import Bin
+from kwise.use.evaluation import refuse_repeated
 
 
 class Calibrated(NamedTuple):
@@ -35,6 +36,7 @@ def calibrate(
 
     Raises ``DataError`` for a line that cannot be read, and ``ValueError`` where ``fit_calibration`` does.
     """
+    refuse_repeated(files)
     rankings = [ranking for file in files for ranking in read_rankings(file, source)]
     rewards, shortened = model.score_rankings(rankings, progress)
     ranks, groups = [ranking.ranks for ranking in rankings], [ranking.group for ranking in rankings]

@@ -60,7 +60,8 @@ def write_results(folder: Path, name: str, found: Mapping[str, Splits], data: Se
 
     For RewardBench ``reward-bench-results/eval-set/NAME.json`` and the like, laid out and worded as in allenai's data sets of
     results (rewardbench/utils.py, save_to_hub); for everything ``NAME.model-index.json``, which is YAML as well and belongs
-    into the head of the model's card.
+    into the head of the model's card. What that file says of other data sets stays in it. Raises ``ValueError`` for one that
+    is no model index.
     """
     places = {place.name: place for place in data}
     written = []
@@ -72,14 +73,27 @@ def write_results(folder: Path, name: str, found: Mapping[str, Splits], data: Se
             if own:
                 table = {"model": name, "model_type": "Seq. Classifier", "chat_template": "tokenizer"} | own
                 written.append(_write(folder / home / part / f"{name}.json", table))
-    written.append(_write(folder / f"{name}.model-index.json", model_index(name, found, data)))
+    index = folder / f"{name}.model-index.json"
+    before = _results(index) if index.exists() else []
+    written.append(_write(index, model_index(name, found, data, before)))
     return written
 
 
-def model_index(name: str, found: Mapping[str, Splits], data: Sequence[Data]) -> dict[str, Any]:
-    """``{"model-index": [...]}`` as the hub reads it: one result for each data set, values as fractions."""
+def _results(index: Path) -> list[dict[str, Any]]:
+    try:
+        (entry,) = json.loads(index.read_text(encoding="utf-8"))["model-index"]
+        return [{**result, "dataset": result["dataset"]} for result in entry["results"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{index} is no model index that results could be added to: {error!r}") from error
+
+
+def model_index(
+    name: str, found: Mapping[str, Splits], data: Sequence[Data], before: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """``{"model-index": [...]}`` as the hub reads it: one result for each data set, values as fractions; those of ``before``, of
+    other data sets, come first."""
     places = {place.name: place for place in data}
-    results = []
+    results: list[dict[str, Any]] = []
     for word, splits in found.items():
         suite, source = _suite(places[word]), places[word].suite
         metrics = [
@@ -93,7 +107,10 @@ def model_index(name: str, found: Mapping[str, Splits], data: Sequence[Data]) ->
         if metrics:
             task = {"type": "preference_evaluation", "name": "Preference Evaluation"}
             results.append({"task": task, "dataset": dataset, "metrics": metrics})
-    return {"model-index": [{"name": name, "results": results}]}
+    known = [result["dataset"] for result in results]
+    return {
+        "model-index": [{"name": name, "results": [old for old in before if old["dataset"] not in known] + results}]
+    }
 
 
 def _suite(data: Data) -> str | None:

@@ -70,6 +70,23 @@ def test_model_index_is_yaml_that_the_hub_reads_back(tmp_path):
     assert str(tmp_path) not in json.dumps(card)
 
 
+def test_a_later_evaluation_adds_to_the_model_index_and_replaces_what_is_of_the_same_data(tmp_path):
+    def names():
+        (entry,) = json.loads((tmp_path / "m.model-index.json").read_text())["model-index"]
+        return [(result["dataset"]["name"], len(result["metrics"])) for result in entry["results"]]
+
+    write_results(tmp_path, "m", *evaluated(rewardbench_file(tmp_path)))
+    ((suite, figures),) = names()
+    write_results(tmp_path, "m", *evaluated(pairs_file(tmp_path)))
+    assert [name for name, _ in names()] == [suite, "pairs.jsonl"]
+    write_results(tmp_path, "m", *evaluated(rewardbench_file(tmp_path)))
+    assert [name for name, _ in names()] == ["pairs.jsonl", suite] and names()[1] == (suite, figures)
+    (tmp_path / "m.model-index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"m\.model-index\.json is no model index"):
+        write_results(tmp_path, "m", *evaluated(pairs_file(tmp_path)))
+    assert (tmp_path / "m.model-index.json").read_text() == "[]"
+
+
 def test_a_data_set_without_a_figure_gives_no_entry(tmp_path):
     found, data = evaluated(pairs_file(tmp_path))
     empty = {name: {"all": {}} for name in found}

@@ -30,6 +30,22 @@ def outputs(out: Path) -> list[Path]:
     return [out, out.with_suffix(".json"), out.with_suffix(".png")]
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise ``ValueError`` for a file beside the page ``out`` that no audit wrote, and that an audit would write over."""
+    for file in outputs(out)[1:]:
+        if file.exists() and not _is_audit(out.with_suffix(".json")):
+            raise ValueError(
+                f"{file} exists and is of no audit, which would be written over it: choose another name than {out}"
+            )
+
+
+def _is_audit(file: Path) -> bool:
+    try:
+        return bool({"kwise", "rules", "models"} <= json.loads(file.read_text(encoding="utf-8")).keys())
+    except (OSError, ValueError, AttributeError):  # not there, not JSON, or no table
+        return False
+
+
 def write(audit: Mapping[str, Any], out: Path) -> list[Path]:
     """Write ``out`` (HTML) and, beside it, the same name with .json and .png; gives the three. Texts of the data are escaped:
     they can be no markup, and the page forbids itself scripts and the network."""
