@@ -1,6 +1,7 @@
 """The folders are the flow: what may import what, read from the syntax tree, so that lazy imports count too."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,19 @@ def test_no_module_is_a_drawer_for_leftovers():
     assert [
         path for path in modules() if path.name in ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")
     ] == []
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("**/__init__.py")), ids=str
+)
+def test_every_package_says_what_each_of_its_modules_is_for(package):
+    if package.name in ("", "cli", "bindings"):  # a module a stage, a module a trainer: their names say it
+        return
+    said = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    here = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
+    if package.name == "objective":
+        from kwise.objective import OBJECTIVES
+
+        here -= OBJECTIVES.keys()
+    words = set(re.findall(r"``(\w+)(?:\.py)?``", said))
+    assert here <= words

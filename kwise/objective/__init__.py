@@ -1,10 +1,15 @@
 """Rewards in, a number out.
 
-``objective(name, **options)``     rewards, ranks, lists    a pure function of ``OBJECTIVES``       gives (loss sum, count)
-``head``                           features, rankings       the convex fit of a linear head             gives weights
-``reliability``                    rewards and ranks        confidence and outcome, in bins         gives curves and ECE terms
-``metrics``                        rewards and rankings     sums and counts, divided once          gives Metrics with intervals
-``calibration``                    rewards and ranks        maximum likelihood of a temperature     gives a Calibration
+``objective(name, **options)``  rewards, ranks, lists   a pure function of ``OBJECTIVES``          gives (loss sum, count)
+``centring``                    rewards                 a soft zero point                          gives a penalty
+``options``                     an objective's options  what they may hold                         gives values by number
+``ragged``, ``pairs``           rewards, ranks, lists   one table; the pairs of every ranking      give tensors for objectives
+``design``                      features, rankings      standardised, in chunks of whole rankings  gives a design matrix
+``head``                        features, rankings      the convex fit of a linear head            gives weights
+``covariance``                  features, rankings      Fisher information, sandwich               gives the head's covariance
+``reliability``                 rewards and ranks       confidence and outcome, in bins            gives curves and ECE terms
+``metrics``                     rewards and rankings    sums and counts, divided once              gives Metrics with intervals
+``calibration``                 rewards and ranks       maximum likelihood of a temperature        gives a Calibration
 """
 
 import difflib
