@@ -161,9 +161,11 @@ def layer_states(model: PreTrainedModel, row: Row, layers: list[int]) -> torch.T
 
 def _key(model: PreTrainedModel, encoded: Sequence[EncodedRanking], bf16: bool) -> str:
     digest = xxhash.xxh3_128(f"bf16={bf16}".encode())
-    for name, tensor in model.base_model.state_dict().items():
+    backbone = model.base_model
+    # buffers that no file has hold what the config makes of positions
+    for name, tensor in (*backbone.state_dict().items(), *backbone.named_buffers()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for item in encoded:
         for ids in (item.prefix, *item.suffixes, item.reward_at):
             digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())

@@ -48,13 +48,18 @@ def test_a_full_cache_is_read_without_running_the_model(tmp_path, monkeypatch):
     assert seen == [(48, 120), (96, 120), (120, 120)]
 
 
-@pytest.mark.parametrize("other", ["weights", "ids", "precision"])
+@pytest.mark.parametrize("other", ["weights", "rotary base", "ids", "precision"])
 def test_a_cache_of_something_else_is_not_used(tmp_path, other):
     model = tiny_model()
     cached_features(model, ENCODED, tmp_path, [DEPTH])[DEPTH]
     if other == "weights":
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    if other == "rotary base":  # in the config alone; the weights are the same
+        base = 2 * model.config.rope_parameters["rope_theta"]
+        other_model = tiny_model(rope_parameters={"rope_type": "default", "rope_theta": base})
+        assert all(torch.equal(own, model.state_dict()[name]) for name, own in other_model.state_dict().items())
+        model = other_model
     cached_features(model, ENCODED[::-1] if other == "ids" else ENCODED, tmp_path, [DEPTH], bf16=other == "precision")
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -55,8 +55,10 @@ def test_a_model_trained_by_lora_gets_error_bars_that_are_kept_and_found(worksho
     loaded = RewardModel.from_pretrained(result.model)
     assert loaded.uncertainty.facts["kind"] == kind
     found, wanted = (each.assess(PROMPT, ["salt salt", "water"]) for each in (loaded, model))
-    assert found[:3] == wanted[:3]
+    assert found.rewards == wanted.rewards
     # a product of matrices may differ in its last digit with where in memory they lie
+    for got, kept in ((found.errors, wanted.errors), (found.lower, wanted.lower)):
+        assert got == pytest.approx(kept, rel=1e-6)
     torch.testing.assert_close(torch.tensor(found.beats), torch.tensor(wanted.beats), rtol=0, atol=1e-14)
     # far from what it was trained on it is less sure, and the best answer is then the one it knows
     known, strange = loaded.assess(PROMPT, ["salt salt water 4", "?? ()(]{{{ 77 zz # zz # 88"]).errors
