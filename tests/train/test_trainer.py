@@ -21,7 +21,6 @@ from kwise.losses import OBJECTIVES
 from kwise.model.backbone import align
 from kwise.train.checkpoints import fault
 from kwise.train.guards import TrainingStopped
-from kwise.train.sampler import StepSampler
 from kwise.train.step import random_state, random_state_of
 
 WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
@@ -376,27 +375,6 @@ def test_a_checkpoint_of_the_model_alone_is_refused_in_words(tokenizer, tmp_path
         make_trainer(tokenizer, tmp_path, **settings).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("options", [{"max_steps": 0}, {"num_train_epochs": 0}])
-def test_a_run_of_no_steps_is_refused(tmp_path, options):
-    with pytest.raises(ValueError, match="nothing to train"):
-        KwiseConfig(str(tmp_path), use_cpu=True, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"label_smoothing_factor": 0.1}, {"dataloader_drop_last": True}, {"torch_empty_cache_steps": 2}],
-)
-def test_settings_that_rankings_do_not_go_by_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}: would have no effect"):
-        KwiseConfig(str(tmp_path), use_cpu=True, **options)
-
-
-@pytest.mark.parametrize("options", [{"neftune_noise_alpha": 5.0}, {"enable_jit_checkpoint": True}])
-def test_settings_that_would_do_harm_are_refused_with_the_reason(tmp_path, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}: .*; leave it alone"):
-        KwiseConfig(str(tmp_path), use_cpu=True, **options)
-
-
 @pytest.mark.parametrize("metric", ["nll", "eval_nll", "ece", "top1_ece", "loss", "pair_accuracy", "eval_kendall_tau"])
 def test_the_best_checkpoint_is_that_of_the_best_value_whichever_way_is_better(tokenizer, tmp_path, metric):
     trainer = make_trainer(
@@ -419,12 +397,6 @@ def test_the_best_checkpoint_is_that_of_the_best_value_whichever_way_is_better(t
     lower = metric.removeprefix("eval_") in ("nll", "ece", "top1_ece", "loss")
     assert trainer.state.best_metric == (min(values) if lower else max(values))
     assert trainer.evaluate()[name] == pytest.approx(trainer.state.best_metric, abs=1e-6)
-
-
-@pytest.mark.parametrize("metric", ["longer_wins", "distance_1", "accuracy"])
-def test_a_best_checkpoint_by_what_is_no_quality_is_refused(tmp_path, metric):
-    with pytest.raises(ValueError, match=f"metric_for_best_model: '{metric}' is not one of loss, pair_accuracy, "):
-        KwiseConfig(str(tmp_path), use_cpu=True, metric_for_best_model=metric)
 
 
 def test_a_head_of_two_labels_is_refused_before_it_is_trained(tokenizer, tmp_path):
@@ -607,44 +579,6 @@ def test_evaluate_reads_the_rankings_it_is_given_and_refuses_none(tokenizer, tmp
     assert trainer.evaluate(rankings) == pytest.approx(stored.evaluate())
     with pytest.raises(ValueError, match="no rankings to evaluate on"):
         make_trainer(tokenizer, tmp_path).evaluate()
-
-
-@pytest.mark.parametrize("options", [{"gradient_accumulation_steps": 2}, {"per_device_train_batch_size": 4}])
-def test_the_trainers_own_batch_settings_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match="rankings_per_step"):
-        KwiseConfig(output_dir=str(tmp_path), **options)
-
-
-@pytest.mark.parametrize("options", [{"objective": "dpo"}, {"rankings_per_step": 0}, {"tokens_per_row": 0}])
-def test_impossible_settings_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        KwiseConfig(output_dir=str(tmp_path), **options)
-
-
-def test_options_that_the_objective_does_not_take_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="smoothing: 'plackett_luce' takes only top"):
-        KwiseConfig(output_dir=str(tmp_path), objective_options={"smoothing": 0.1})
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_every_ranking_is_used_once_an_epoch_in_the_same_steps_for_any_number_of_processes(num_processes):
-    lengths = [10 * i + 1 for i in range(11)]
-    samplers = [StepSampler(lengths, 4, seed=3, process=p, num_processes=num_processes) for p in range(num_processes)]
-    single = [sorted(step) for step in StepSampler(lengths, 4, seed=3)]
-    steps = [sorted(i for share in shares for i in share) for shares in zip(*samplers, strict=True)]
-    assert steps == single
-    assert sorted(i for step in steps for i in step) == list(range(11))
-    assert len(steps) == len(samplers[0]) == 3
-
-
-def test_the_order_changes_with_the_epoch_and_comes_back_with_it():
-    sampler = StepSampler([1] * 20, 5, seed=0)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    sampler.set_epoch(0)
-    assert first != second
-    assert list(sampler) == first
 
 
 def main(folder: str, budget: str, settings: str) -> None:
