@@ -31,7 +31,8 @@ from kwise.cli import keep_memory
 def arguments(doc: str | None, layers: int, reps: int) -> argparse.ArgumentParser:
     """The options that every benchmark takes; ``doc`` becomes the help text."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=layers, help=f"decoder layers, {layers} unless given; 30 is all")
+    usual = f"{layers} unless given; SmolLM2 has 30" if layers else "all unless given"
+    parser.add_argument("--layers", type=int, default=layers, help=f"decoder layers, {usual}")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, 1 unless given")
     parser.add_argument("--reps", type=int, default=reps, help=f"timed repetitions, {reps} unless given")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every single measurement to this file")
