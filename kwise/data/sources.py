@@ -29,6 +29,9 @@ TURN_FIRST = re.compile(r"\s*" + ROLE_MARKER.pattern)
 TRANSCRIPT = re.compile(r"\r?\n\r?\n(?:Human|Assistant):|\s*Human:.*?\r?\n\r?\nAssistant:", re.DOTALL)
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # alone none is a character, and no tokenizer takes it
+
+
 class FieldError(ValueError):
     """What is wrong with one field of one row."""
 
@@ -278,7 +281,7 @@ def _common_prompt(turns: dict[str, list[Message]]) -> list[Message]:
 
 def _answers(side: object, field: str) -> list[str]:
     if isinstance(side, list) and side and all(isinstance(item, str) for item in side):
-        return side
+        return [_text(item, f"{field}[{i}]") for i, item in enumerate(side)]
     return [response_text(side, field)]
 
 
@@ -293,7 +296,7 @@ def conversation(value: object, field: str) -> list[Message]:
 def response_text(value: object, field: str) -> str:
     """A response: plain text, or a list of exactly one assistant message."""
     if isinstance(value, str):
-        return value
+        return _text(value, field)
     if not isinstance(value, list):
         raise FieldError(field, f"must be text or a list with one assistant message, this is {kind_of(value)}")
     items = _objects(value, field)
@@ -313,6 +316,8 @@ def _content(message: dict[str, Any], field: str) -> str:
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise FieldError(field, f"must be text, this is {kind_of(value)}")
+    if half := SURROGATE.search(value):
+        raise FieldError(field, f"is no Unicode text: character {half.start()} is half of a pair, {half[0]!r}")
     return value
 
 

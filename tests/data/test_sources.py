@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kwise.data import sources
-from kwise.data.sources import read_rankings, scan_rankings
+from kwise.data.sources import FieldError, pairs, read_rankings, scan_rankings
 from kwise.records import DataError, Ranking
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -584,3 +584,19 @@ def test_a_prompt_column_that_contradicts_the_conversations_is_an_error():
     sides = {side: [*CHAT, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     with pytest.raises(sources.FieldError, match="is not the prompt of the conversations"):
         sources.pairs({"prompt": "Name a lake.", **sides})
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "q \ud800", "chosen": "a", "rejected": "b"}, "prompt"),
+        ({"prompt": "q", "chosen": "a \udfff", "rejected": "b"}, "chosen"),
+        ({"prompt": "q", "chosen": ["a", "\ud83d"], "rejected": ["b"]}, "chosen[1]"),
+        ({"prompt": [{"role": "user", "content": "\ud800"}], "chosen": "a", "rejected": "b"}, "prompt[0].content"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_text_and_named(row, field):
+    """In Python, where no file was read that would have refused it."""
+    with pytest.raises(FieldError, match="is no Unicode text: character . is half of a pair") as caught:
+        pairs(row)
+    assert caught.value.field == field
