@@ -29,7 +29,7 @@ app.add_typer(data_app, name="data")
 console, errors = Console(), Console(stderr=True)
 
 MODEL = Annotated[str, typer.Argument(help="folder or hub id of a reward model")]
-SOURCE = Annotated[str, typer.Option(help="nectar, completions, pairs or battles; auto tells by the columns")]
+SOURCE = Annotated[str, typer.Option(help="nectar, completions, pairs, battles or arena; auto tells by the columns")]
 CALIBRATED = Annotated[
     bool, typer.Option("--calibrated", help="(reward - centre) / temperature, by what kwise calibrate found")
 ]

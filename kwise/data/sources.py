@@ -189,25 +189,44 @@ def battles(row: dict[str, Any]) -> Parts:
     sides = ("response_a", "response_b")
     messages = prompt_messages(row.get("prompt"), "prompt")
     responses = answers_to(row["prompt"], [response_text(row.get(side), side) for side in sides])
+    return Parts(messages, responses, _winner(row), _sides_models(row), ("prompt", *sides, "winner"))
+
+
+def arena(row: dict[str, Any]) -> Parts:
+    """Chatbot Arena's own form (lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-140k): two conversations and
+    ``winner``. Only such can be read whose sides differ in the last turn alone, as rankings are of answers to one prompt."""
+    sides = ("conversation_a", "conversation_b")
+    turns = {side: _messages(row.get(side), side) for side in sides}
+    responses = [response_text(own[-1:], side) for side, own in turns.items()]
+    return Parts(_common_prompt(turns), responses, _winner(row), _sides_models(row), (*sides, "winner"))
+
+
+def _winner(row: dict[str, Any]) -> list[float]:
     winner = row.get("winner")
     if not isinstance(winner, str) or winner not in WINNERS:
         raise FieldError("winner", f"must be one of {', '.join(WINNERS)}, this is {winner!r}")
-    models = [row.get(name) if isinstance(row.get(name), str) else None for name in ("model_a", "model_b")]
-    return Parts(messages, responses, list(WINNERS[winner]), models, ("prompt", *sides, "winner"))
+    return list(WINNERS[winner])
 
 
-WINNERS = {"model_a": (1.0, 2.0), "model_b": (2.0, 1.0), "tie": (1.0, 1.0), "tie (bothbad)": (1.0, 1.0)}
+def _sides_models(row: dict[str, Any]) -> list[str | None]:
+    return [row[name] if isinstance(row.get(name), str) else None for name in ("model_a", "model_b")]
+
+
+TIE = (1.0, 1.0)
+WINNERS = {"model_a": (1.0, 2.0), "model_b": (2.0, 1.0), "tie": TIE, "tie (bothbad)": TIE, "both_bad": TIE}
 SOURCES: dict[str, Callable[[dict[str, Any]], Parts]] = {
     "nectar": nectar,
     "completions": completions,
     "pairs": pairs,
     "battles": battles,
+    "arena": arena,
 }
 COLUMNS = {
     "nectar": {"prompt", "answers"},
     "completions": {"context", "completions"},
     "pairs": {"chosen", "rejected"},
     "battles": {"prompt", "response_a", "response_b", "winner"},
+    "arena": {"conversation_a", "conversation_b", "winner"},
 }
 
 
@@ -270,13 +289,13 @@ def _messages(value: object, field: str) -> list[Message]:
 
 def _common_prompt(turns: dict[str, list[Message]]) -> list[Message]:
     """The messages before the last one, which must be the same on both sides."""
-    chosen, rejected = turns["chosen"], turns["rejected"]
     for name, side in turns.items():
         if len(side) < 2 or side[-1]["role"] != "assistant":
             raise FieldError(name, "without a column 'prompt' it must hold the prompt and end with an assistant turn")
-    if chosen[:-1] != rejected[:-1]:
-        raise FieldError("rejected", "its conversation differs from that of 'chosen' before the last turn")
-    return chosen[:-1]
+    (first, one), (second, other) = turns.items()
+    if one[:-1] != other[:-1]:
+        raise FieldError(second, f"its conversation differs from that of '{first}' before the last turn")
+    return one[:-1]
 
 
 def _answers(side: object, field: str) -> list[str]:
@@ -310,7 +329,14 @@ def _content(message: dict[str, Any], field: str) -> str:
     for part in BESIDE_CONTENT:
         if message.get(part):
             raise FieldError(f"{field}.{part}", "kwise reads the text in 'content' only, and the rest would be lost")
-    return _text(message.get("content"), f"{field}.content")
+    content = message.get("content")
+    if isinstance(content, list):  # parts, as chat servers take them
+        if len(content) != 1 or not isinstance(content[0], dict) or content[0].get("type") != "text":
+            raise FieldError(
+                f"{field}.content", "of a content in parts kwise reads one of type 'text' and nothing else"
+            )
+        return _text(content[0].get("text"), f"{field}.content[0].text")
+    return _text(content, f"{field}.content")
 
 
 def _text(value: object, field: str) -> str:

@@ -209,7 +209,7 @@ def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tu
         try:
             messages, responses, put = scorable(row)
             if choose and (
-                len(responses) < 2 or any(sources.COLUMNS[two] <= row.keys() for two in ("pairs", "battles"))
+                len(responses) < 2 or any(sources.COLUMNS[two] <= row.keys() for two in ("pairs", "battles", "arena"))
             ):
                 raise sources.FieldError(
                     "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
@@ -361,7 +361,7 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
             }
             stale = (f"{side}_{gain}" for side in sides for gain in GAINS)
             return without(row, *stale) | {name: value if listed else value[0] for name, value in values.items()}
-        if source == "battles":
+        if source in ("battles", "arena"):
             stale = (f"{gain}_{side}" for side in "ab" for gain in GAINS)
             named = {f"{name}_{side}": gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
             return without(row, *stale) | named

@@ -17,6 +17,9 @@ USER = {"role": "user", "content": "Hi"}
 NECTAR = {"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": [{"answer": "a", "rank": 2}, {"answer": "b", "rank": 1}]}
 COMPLETIONS = {"context": [USER], "completions": [{"rank": 1, "completion": "a"}, {"rank": 0, "completion": "b"}]}
 PAIR = {"prompt": "Hi", "chosen": "b", "rejected": "a"}
+ARENA = {
+    f"conversation_{side}": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": side}] for side in "ab"
+} | {"winner": "model_b", "model_a": "x", "model_b": "y", "turn": 1}
 BATTLE = {"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "model_b"}
 
 
@@ -50,7 +53,7 @@ def answers(*ranks: Any) -> list[dict[str, Any]]:
 # --- which source ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [NECTAR, COMPLETIONS, PAIR, BATTLE], ids=["nectar", "completions", "pairs", "battles"])
+@pytest.mark.parametrize("row", [NECTAR, COMPLETIONS, PAIR, BATTLE, ARENA], ids=list(sources.SOURCES))
 def test_each_source_is_told_by_its_columns_and_gives_the_same_ranking(tmp_path: Path, row: dict[str, Any]) -> None:
     (ranking,) = read_rankings(written(tmp_path, row))
     assert ranking.messages == [USER]
@@ -69,12 +72,14 @@ def test_unknown_columns_are_refused_with_what_they_are_and_what_is_read(tmp_pat
     assert str(caught.value) == (
         f"{path}, line 1: no known kind of ranking: it has question, best; kwise reads "
         "answers, prompt (nectar); completions, context (completions); chosen, rejected (pairs); "
-        "prompt, response_a, response_b, winner (battles)"
+        "prompt, response_a, response_b, winner (battles); conversation_a, conversation_b, winner (arena)"
     )
 
 
 def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown source 'csv'; known: auto, nectar, completions, pairs, battles"):
+    with pytest.raises(
+        ValueError, match="unknown source 'csv'; known: auto, nectar, completions, pairs, battles, arena"
+    ):
         list(read_rankings(written(tmp_path, PAIR), "csv"))
 
 
@@ -214,7 +219,7 @@ def test_prompts_become_turns(prompt: object, messages: list[tuple[str, str]]) -
             [USER, {"role": "human", "content": "x"}],
             "field 'prompt[1].role': must be one of system, user, assistant, this is 'human'",
         ),
-        ([{"role": "user", "content": ["x"]}], "field 'prompt[0].content': must be text, this is a list"),
+        ([{"role": "user", "content": ["x"]}], "field 'prompt[0].content': of a content in parts kwise reads one of type 'text' and nothing else"),
         (
             [USER, {"role": "system", "content": "x"}],
             "field 'prompt': the prompt must end with a user turn, this ends with 'system'",
@@ -332,7 +337,7 @@ def test_a_context_that_cannot_be_read_names_its_own_field() -> None:
 
 @pytest.mark.parametrize(
     ("winner", "ranks"),
-    [("model_a", [1, 2]), ("model_b", [2, 1]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1])],
+    [("model_a", [1, 2]), ("model_b", [2, 1]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1]), ("both_bad", [1, 1])],
 )
 def test_a_battle_is_ranked_by_its_winner_and_knows_its_authors(winner: str, ranks: list[float]) -> None:
     ranking = parsed(BATTLE | {"winner": winner, "model_a": "x", "model_b": "y", "judge": 3}, "battles")
@@ -342,8 +347,43 @@ def test_a_battle_is_ranked_by_its_winner_and_knows_its_authors(winner: str, ran
 
 @pytest.mark.parametrize("winner", [None, "a", 1, ["model_a"], {}])
 def test_a_battle_without_a_known_winner_is_refused(winner: Any) -> None:
-    told = f"'winner': must be one of model_a, model_b, tie, tie (bothbad), this is {winner!r}"
+    told = f"'winner': must be one of model_a, model_b, tie, tie (bothbad), both_bad, this is {winner!r}"
     assert refused(BATTLE | {"winner": winner}, "battles") == f"f.jsonl, line 7, field {told}"
+
+
+# --- arena ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_arena_row_is_ranked_by_its_winner_and_knows_its_authors() -> None:
+    ranking = parsed(ARENA, "arena")
+    assert (ranking.responses, ranking.ranks, ranking.models) == (["a", "b"], [2, 1], ["x", "y"])
+    assert ranking.columns == {"model_a": "x", "model_b": "y", "turn": 1}
+
+
+def test_content_in_parts_is_read_where_it_is_one_text(tmp_path: Path) -> None:
+    """As lmarena-ai/arena-human-preference-140k has it."""
+
+    def parts(text):
+        return [{"type": "text", "text": text, "image": None, "mimeType": None}]
+
+    rows = {
+        side: [{"role": "user", "content": parts("Hi")}, {"role": "assistant", "content": parts(side[-1])}]
+        for side in ("conversation_a", "conversation_b")
+    }
+    ranking = parsed(ARENA | rows, "arena")
+    assert (ranking.messages, ranking.responses) == ([USER], ["a", "b"])
+    picture = [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}, *rows["conversation_a"][1:]]
+    told = "field 'conversation_a[0].content': of a content in parts kwise reads one of type 'text' and nothing else"
+    assert refused(ARENA | {"conversation_a": picture}, "arena") == f"f.jsonl, line 7, {told}"
+    two = [rows["conversation_a"][0] | {"content": parts("Hi") * 2}, *rows["conversation_a"][1:]]
+    assert refused(ARENA | {"conversation_a": two}, "arena") == f"f.jsonl, line 7, {told}"
+
+
+def test_arena_conversations_that_part_before_the_last_turn_are_no_ranking() -> None:
+    longer = [*ARENA["conversation_a"], {"role": "user", "content": "More"}, {"role": "assistant", "content": "c"}]
+    other = [*ARENA["conversation_b"], {"role": "user", "content": "More"}, {"role": "assistant", "content": "d"}]
+    told = "field 'conversation_b': its conversation differs from that of 'conversation_a' before the last turn"
+    assert refused(ARENA | {"conversation_a": longer, "conversation_b": other}, "arena") == f"f.jsonl, line 7, {told}"
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -597,6 +637,6 @@ def test_a_prompt_column_that_contradicts_the_conversations_is_an_error():
 )
 def test_half_of_a_surrogate_pair_is_no_text_and_named(row, field):
     """In Python, where no file was read that would have refused it."""
-    with pytest.raises(FieldError, match="is no Unicode text: character . is half of a pair") as caught:
+    with pytest.raises(FieldError, match=r"is no Unicode text: character \d is half of a pair") as caught:
         pairs(row)
     assert caught.value.field == field

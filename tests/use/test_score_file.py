@@ -516,6 +516,19 @@ def test_an_output_in_a_folder_that_is_not_there_makes_none(model, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_an_arena_row_gains_a_score_for_each_side(model, tmp_path):
+    sides = {
+        f"conversation_{side}": [{"role": "user", "content": "q"}, {"role": "assistant", "content": side}]
+        for side in "ab"
+    }
+    source = write(tmp_path / "in.jsonl", [sides | {"winner": "tie"}])
+    score_file(model, source, str(tmp_path / "out"))
+    (line,) = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    assert [line["score_a"], line["score_b"]] == pytest.approx(model.score("q", ["a", "b"]), abs=1e-5)
+    with pytest.raises(DataError, match="there is nothing to choose from"):
+        score_file(model, source, str(tmp_path / "best"), choose=True)
+
+
 def test_lines_whose_own_scores_are_replaced_are_counted(model, tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
     answers = [{"rank": 1, "completion": "a"}, {"rank": 2, "completion": "b"}]
