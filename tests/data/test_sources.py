@@ -219,7 +219,10 @@ def test_prompts_become_turns(prompt: object, messages: list[tuple[str, str]]) -
             [USER, {"role": "human", "content": "x"}],
             "field 'prompt[1].role': must be one of system, user, assistant, this is 'human'",
         ),
-        ([{"role": "user", "content": ["x"]}], "field 'prompt[0].content': of a content in parts kwise reads one of type 'text' and nothing else"),
+        (
+            [{"role": "user", "content": ["x"]}],
+            "field 'prompt[0].content': of a content in parts kwise reads one of type 'text' and nothing else",
+        ),
         (
             [USER, {"role": "system", "content": "x"}],
             "field 'prompt': the prompt must end with a user turn, this ends with 'system'",
