@@ -26,7 +26,7 @@ from kwise.model.foreign import (
     vocab_size,
 )
 from kwise.model.reward_at import RULES
-from kwise.model.reward_model import Settings
+from kwise.model.reward_model import SETTINGS_FILE, Settings
 from kwise.model.transformers4 import write_old_names
 
 SHARD = "1GB"  # what is held in memory at once where a dtype changes
@@ -56,11 +56,13 @@ def import_checkpoint(
 
     Files are mapped and written shard by shard, so memory stays near the size of the checkpoint, nearly all of it pages of its
     files. Raises ``FileExistsError`` if ``out`` exists and ``ValueError`` for any tensor that is missing, left over, not finite,
-    an unequal copy or of another shape; then nothing is left behind.
+    an unequal copy or of another shape, and for a folder that kwise itself wrote; then nothing is left behind.
     """
     target = Path(out)
     if target.exists():
         raise FileExistsError(f"{out} exists; choose another name")
+    if Path(checkpoint, SETTINGS_FILE).is_file():
+        raise ValueError(f"{checkpoint} is a model of kwise already: use it as it is, or copy it by kwise export")
     known = {"layout": ("auto", *LAYOUTS), "rule": tuple(RULES)}
     for kind, name in (("layout", layout), ("rule", reward_at)):
         if name not in known[kind]:

@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification
 
 from kwise import RewardModel
 from kwise.model import backbone, foreign
+from kwise.model.reward_model import Settings
 from kwise.use import import_checkpoint as module
 from kwise.use.import_checkpoint import import_checkpoint
 
@@ -503,3 +504,12 @@ def test_import_needs_little_more_memory_than_the_model_has_bytes(kind, llama2_t
     print(f"{kind}: {found['grown'] / found['size']:.2f} of {found['size']} bytes")
     assert found["size"] > 5e8
     assert 0.5 * found["size"] < found["grown"] < 1.3 * found["size"]  # below, the measurement would be at fault
+
+
+def test_a_folder_of_kwise_is_no_foreign_checkpoint(base, tmp_path):
+    """It has a longest sequence and a calibration of its own, which an import would lose."""
+    (tmp_path / "model").mkdir()
+    Settings(128).write(tmp_path / "model")
+    with pytest.raises(ValueError, match="is a model of kwise already: use it as it is"):
+        import_checkpoint(tmp_path / "model", base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
