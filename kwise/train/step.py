@@ -1,7 +1,7 @@
 """One optimiser step of one process: what is run, what it adds up to, whom to blame."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import NamedTuple
 
@@ -24,10 +24,8 @@ class Pass(NamedTuple):
 class Step:
     """The sums of one optimiser step in one process: ``total``, the loss, and ``nll``, both with ``weight`` for each ranking."""
 
-    def __init__(
-        self, items: Sequence[EncodedRanking], weight: float, function: Objective, device: torch.device
-    ) -> None:
-        self.items, self.weight, self.function = items, weight, function
+    def __init__(self, weight: float, function: Objective, device: torch.device) -> None:
+        self.weight, self.function = weight, function
         self.total, self.nll = torch.zeros((), device=device), torch.zeros((), device=device)
         self.seen: list[tuple[list[EncodedRanking], torch.Tensor]] = []
 

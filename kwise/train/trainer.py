@@ -361,7 +361,7 @@ class KwiseTrainer(Trainer):
         that of the budget, its time a third more (Gao et al. 2021, arXiv 2101.06983).
         """
         model.train()
-        step = Step(inputs, self.accelerator.num_processes / num_items_in_batch, self.objective, self.args.device)
+        step = Step(self.accelerator.num_processes / num_items_in_batch, self.objective, self.args.device)
         units = pack(inputs, self.args.tokens_per_row)
         first = sum(len(unit.rows) for unit in units if len(unit.rows) > 1)
         # gradients are exchanged in the last backward pass, which a process with nothing to do must have too
@@ -481,7 +481,7 @@ class KwiseTrainer(Trainer):
 
     def _gradient_is_finite(self, model: torch.nn.Module, item: EncodedRanking) -> bool:
         model.zero_grad()
-        step = Step([item], 1.0, self.objective, self.args.device)
+        step = Step(1.0, self.objective, self.args.device)
         with self.accelerator.no_sync(model):
             self.accelerator.backward(step.loss([item], self._rewards(model, build_row([item], [0]))))
         return all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())

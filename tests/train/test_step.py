@@ -21,7 +21,7 @@ def test_offsets_move_the_likelihood_and_centring_is_of_the_rewards_alone():
     ranks, lists = torch.tensor([*RANKS[0], *RANKS[1]]), torch.tensor([0, 0, 0, 1, 1])
     likelihood, _ = plackett_luce(rewards + torch.tensor([*OFFSETS[0], *OFFSETS[1]]), ranks, lists)
     expected = likelihood + centring_penalty(rewards, lists, 0.1)
-    step = Step(items, 0.5, objective("plackett_luce", centring=0.1), rewards.device)
+    step = Step(0.5, objective("plackett_luce", centring=0.1), rewards.device)
     found = step.loss(items, rewards)
     assert found.item() == pytest.approx(0.5 * expected.item(), rel=1e-9)
     slopes = [torch.autograd.grad(each, rewards)[0] for each in (found, expected)]
