@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import statistics
+import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -45,7 +46,9 @@ class StopOnSignal:
         if self.number:
             raise SystemExit(128 + number)
         self.number = number
-        self.say(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once")
+        text = f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once"
+        # not here: the signal may have come while this thread writes to the same stream, which then refuses
+        threading.Thread(target=self.say, args=(text,)).start()
 
 
 def spike(losses: Sequence[float]) -> float | None:

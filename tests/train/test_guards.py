@@ -1,5 +1,7 @@
+import io
 import os
 import signal
+import time
 
 import pytest
 from transformers import TrainerCallback
@@ -27,12 +29,42 @@ def test_only_the_last_fifty_losses_count():
     assert spike([100.0] * 500 + [2.0] * 50 + [4.0]) == pytest.approx(100)
 
 
+def until(happened):
+    end = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_signal_that_comes_while_something_is_printed_to_the_same_stream_stops_no_print():
+    class Raw(io.RawIOBase):
+        written = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not self.written:
+                os.kill(os.getpid(), signal.SIGTERM)  # its handler runs here, within the stream's own write
+            self.written += bytes(data)
+            return len(data)
+
+    raw = Raw()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw))
+    stop = StopOnSignal(lambda text: print(text, file=stream, flush=True))
+    with stop.listening():
+        print("a line of the log", file=stream, flush=True)
+        until(lambda: b"SIGTERM: stopping after this step" in raw.written)
+    assert raw.written.startswith(b"a line of the log\n") and stop.number == signal.SIGTERM
+
+
 def test_the_first_signal_is_noted_the_second_ends_and_handlers_come_back():
     said, before = [], signal.getsignal(signal.SIGTERM)
     stop = StopOnSignal(said.append)
     with stop.listening():
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == signal.SIGTERM and "SIGTERM" in said[0]
+        assert stop.number == signal.SIGTERM
+        until(lambda: said and "SIGTERM" in said[0])
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGINT)
         assert ended.value.code == 130
