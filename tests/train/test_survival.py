@@ -214,7 +214,7 @@ def test_a_nan_in_one_process_stops_both_and_names_its_line(workshop):
 
 @pytest.mark.parametrize(
     "engine",
-    ["ddp", "fsdp", pytest.param("sharded", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)],
+    ["fsdp", *(pytest.param(each, marks=pytest.mark.slow) for each in ("ddp", "sharded", "full"))],
 )
 def test_after_one_of_two_processes_was_killed_the_run_goes_on_alike(workshop, engine):
     write_rankings(workshop / "train.jsonl", 60, noise=4)
@@ -257,7 +257,9 @@ def test_after_one_of_two_processes_was_killed_the_run_goes_on_alike(workshop, e
         assert [each.keys() for each in entries(alone)] == [each.keys() for each in entries(workshop / "whole")]
 
 
-@pytest.mark.parametrize(("method", "after"), [("head", 1), ("head", 3), ("lora", 2)])
+@pytest.mark.parametrize(
+    ("method", "after"), [pytest.param("head", 1, marks=pytest.mark.slow), ("head", 3), ("lora", 2)]
+)
 def test_one_of_the_processes_that_compute_features_killed_the_run_goes_on_with_any_number(workshop, method, after):
     """To the features of one process, byte for byte, and the same head in every process."""
     write_rankings(workshop / "train.jsonl", 600, noise=4)
