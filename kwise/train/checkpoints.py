@@ -49,6 +49,27 @@ def read_seal(folder: Path) -> dict[str, Any]:
     return content
 
 
+def step_of(folder: Path, rankings: str, trained: dict[str, Any], last: int) -> int:
+    """The step of the whole checkpoint ``folder``, from which a run of ``rankings`` (a hash), of ``trained`` (settings, as JSON
+    has them) and up to step ``last`` goes on. Raises ``ValueError`` for a checkpoint of another run, and says what differs."""
+    facts = read_seal(folder)
+    step: int = facts["step"]
+    if facts["rankings"] != rankings:
+        raise ValueError(
+            f"{folder} was trained on other rankings or offsets than those given now (or on these in another form: as a list, or "
+            "encoded before)"
+        )
+    if changed := [name for name, value in trained.items() if facts.get(name) != value]:
+        raise ValueError(f"{folder} is of a run with another {', '.join(changed)}")
+    if step > last:
+        raise ValueError(
+            f"{folder} is beyond step {last}, with which this run would end: set max_steps or num_train_epochs no lower than it"
+        )
+    if not any(folder.glob("sums_*.pt")):
+        raise ValueError(f"{folder} holds the model only (save_only_model): nothing can go on from it")
+    return step
+
+
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint in ``folder``. Newer ones that are not whole are removed, after a warning by ``say``.
 

@@ -37,7 +37,7 @@ from kwise.model.transformers4 import write_old_names
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
-from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal
+from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal, step_of
 from kwise.train.config import KwiseConfig
 from kwise.train.decoder import read_rows, train_head
 from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
@@ -176,8 +176,8 @@ class KwiseTrainer(Trainer):
         """As ``transformers.Trainer.train``, from the newest whole checkpoint of ``output_dir`` for ``True``.
 
         What follows is what would have followed without the interruption, bit for bit where the machine's arithmetic is
-        (docs/10-long-runs.md). Raises ``ValueError`` for a checkpoint that is not whole or of other rankings, and for ``True``
-        if there is none.
+        (docs/10-long-runs.md). Raises ``ValueError`` for a checkpoint that is not whole or not of this run (``step_of``), and for
+        ``True`` if there is none.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(newest(Path(self.args.output_dir), logger.warning) or "")
@@ -191,24 +191,7 @@ class KwiseTrainer(Trainer):
         on_start = self.args.eval_on_start
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
-            facts = read_seal(self.resumed_from)
-            self.resumed_at = facts["step"]
-            if facts["rankings"] != self._content:
-                raise ValueError(
-                    f"{resume_from_checkpoint} was trained on other rankings or offsets than those given now (or on these in "
-                    "another form: as a list, or encoded before)"
-                )
-            if changed := [name for name, value in self._what_is_trained.items() if facts.get(name) != value]:
-                raise ValueError(f"{resume_from_checkpoint} is of a run with another {', '.join(changed)}")
-            if self.resumed_at > self._last_step:
-                raise ValueError(
-                    f"{resume_from_checkpoint} is beyond step {self._last_step}, with which this run would end: set max_steps or "
-                    "num_train_epochs no lower than it"
-                )
-            if not any(self.resumed_from.glob("sums_*.pt")):
-                raise ValueError(
-                    f"{resume_from_checkpoint} holds the model only (save_only_model): nothing can go on from it"
-                )
+            self.resumed_at = step_of(self.resumed_from, self._content, self._what_is_trained, self._last_step)
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.saved_at = self.asked_to_stop = 0
         self.epoch_over = False
