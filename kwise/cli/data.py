@@ -21,7 +21,7 @@ def data_check(
     """What is in FILE and what is wrong with it. Exit code 1 if there are errors."""
     with user_errors():
         from kwise.data.check import check
-        from kwise.data.check import fix as clean
+        from kwise.data.fix import fix as clean
         from kwise.use.tables import report_tables
 
         if fix is not None:

@@ -111,13 +111,13 @@ def of_model(dtype: str, cached: bool) -> bool:
     return dtype != DTYPE_DEFAULT or not cached
 
 
-def models_of(words: list[str], scores: bool, compare: bool, of_model: bool) -> list[str]:
+def models_of(words: list[str], scores: bool, compare: bool, runs_a_model: bool) -> list[str]:
     """Those of ``words`` that are models: none of them with ``--scores``. Refuses what the options do not allow together."""
     from kwise.use.evaluation import model_words, refuse_repeated
 
     if compare and not scores:
         raise ValueError("--compare is for --scores: models are compared when several are named")
-    if scores and of_model:
+    if scores and runs_a_model:
         raise ValueError(
             "--scores takes the scores of DATA: no model is run, so leave --dtype, --no-cache and --probes out"
         )

@@ -3,41 +3,32 @@
 ``nectar``       ``prompt`` ("\\n\\nHuman: ... \\n\\nAssistant: "), ``answers: [{answer, rank, model}]`` (berkeley-nest/Nectar)
 ``completions``  ``context`` (messages), ``completions: [{rank, completion}]`` (NeMo-RL; also what kwise writes)
 ``pairs``        ``chosen``, ``rejected``, with ``prompt`` or with the prompt inside both (TRL, HH-RLHF, RewardBench)
-``battles``      ``prompt``, ``response_a``, ``response_b``, ``winner`` (Chatbot Arena, Starling's human preferences)
+``battles``      ``prompt``, ``response_a``, ``response_b``, ``winner`` (Starling's human preferences)
+``arena``        ``conversation_a``, ``conversation_b``, ``winner`` (Chatbot Arena)
 
 A source takes one row and gives messages, responses, ranks, models and the names of the columns it used. It raises
 ``FieldError``; file and line are added here.
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from kwise.data.encode import shared_length
 from kwise.data.lines import kind_of, read_lines
+from kwise.data.turns import (
+    TRANSCRIPT,
+    FieldError,
+    answers_to,
+    messages_of,
+    objects_of,
+    prompt_messages,
+    response_text,
+    text_of,
+    transcript,
+)
 from kwise.records import DataError, Message, Ranking
-
-ROLES = ("system", "user", "assistant")
-# what else a message may say, as the formats of chat servers and of datasets call it
-BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
-ROLE_MARKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
-TURN_FIRST = re.compile(r"\s*" + ROLE_MARKER.pattern)
-# as HH-RLHF writes it, or with other white space at its front, where a text may begin with "Human:" and be none: then a later
-# turn of the assistant tells
-TRANSCRIPT = re.compile(r"\r?\n\r?\n(?:Human|Assistant):|\s*Human:.*?\r?\n\r?\nAssistant:", re.DOTALL)
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # alone none is a character, and no tokenizer takes it
-
-
-class FieldError(ValueError):
-    """What is wrong with one field of one row."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field, self.problem = field, problem
 
 
 class TooFewAnswers(DataError):
@@ -121,8 +112,8 @@ def to_ranking(
 def nectar(row: dict[str, Any]) -> Parts:
     """Nectar's schema (its data set card). ``rank`` is read; the order of the list never is."""
     messages = prompt_messages(row.get("prompt"), "prompt")
-    items = _objects(row.get("answers"), "answers")
-    responses = [_text(item.get("answer"), f"answers[{i}].answer") for i, item in enumerate(items)]
+    items = objects_of(row.get("answers"), "answers")
+    responses = [text_of(item.get("answer"), f"answers[{i}].answer") for i, item in enumerate(items)]
     ranks = [_rank(item.get("rank"), f"answers[{i}].rank") for i, item in enumerate(items)]
     responses = answers_to(row["prompt"], responses)
     return Parts(messages, responses, ranks, [_model(item) for item in items], ("prompt", "answers"))
@@ -131,7 +122,7 @@ def nectar(row: dict[str, Any]) -> Parts:
 def completions(row: dict[str, Any]) -> Parts:
     """NeMo-RL's preference format: ``completion`` is a list with one assistant message (plain text is read too)."""
     messages = prompt_messages(row.get("context"), "context")
-    items = _objects(row.get("completions"), "completions")
+    items = objects_of(row.get("completions"), "completions")
     responses = [response_text(item.get("completion"), f"completions[{i}].completion") for i, item in enumerate(items)]
     ranks = [_rank(item.get("rank"), f"completions[{i}].rank") for i, item in enumerate(items)]
     responses = answers_to(row["context"], responses)
@@ -147,7 +138,7 @@ def pairs(row: dict[str, Any]) -> Parts:
     prompt_from_answers = False
     whole = all(isinstance(side, list) and len(side) > 1 and isinstance(side[0], dict) for side in sides.values())
     if whole or ("prompt" not in row and all(isinstance(side, list) for side in sides.values())):
-        turns = {name: _messages(side, name) for name, side in sides.items()}
+        turns = {name: messages_of(side, name) for name, side in sides.items()}
         messages = _common_prompt(turns)
         texts = {name: [response_text(side[-1:], name)] for name, side in turns.items()}
         # UltraFeedback's binarised form has the prompt in its own column as well
@@ -157,9 +148,9 @@ def pairs(row: dict[str, Any]) -> Parts:
         messages = prompt_messages(row["prompt"], "prompt")
         texts = {name: answers_to(row["prompt"], _answers(side, name)) for name, side in sides.items()}
     else:
-        chosen, rejected = (_text(side, name) for name, side in sides.items())
+        chosen, rejected = (text_of(side, name) for name, side in sides.items())
         if TRANSCRIPT.match(chosen) or TRANSCRIPT.match(rejected):
-            turns = {"chosen": _transcript(chosen, "chosen"), "rejected": _transcript(rejected, "rejected")}
+            turns = {"chosen": transcript(chosen, "chosen"), "rejected": transcript(rejected, "rejected")}
             messages = _common_prompt(turns)
             texts = {name: [response_text(side[-1:], name)] for name, side in turns.items()}
         else:
@@ -196,7 +187,7 @@ def arena(row: dict[str, Any]) -> Parts:
     """Chatbot Arena's own form (lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-140k): two conversations and
     ``winner``. Only such can be read whose sides differ in the last turn alone, as rankings are of answers to one prompt."""
     sides = ("conversation_a", "conversation_b")
-    turns = {side: _messages(row.get(side), side) for side in sides}
+    turns = {side: messages_of(row.get(side), side) for side in sides}
     responses = [response_text(own[-1:], side) for side, own in turns.items()]
     return Parts(_common_prompt(turns), responses, _winner(row), _sides_models(row), (*sides, "winner"))
 
@@ -230,63 +221,6 @@ COLUMNS = {
 }
 
 
-def prompt_messages(prompt: object, field: str) -> list[Message]:
-    """A prompt as messages: a list of messages, a transcript (``TRANSCRIPT``), or one user turn of plain text.
-
-    Raises ``FieldError`` when it is empty or when the last turn is not the user's.
-    """
-    if isinstance(prompt, list):
-        messages = _messages(prompt, field)
-    else:
-        text = _text(prompt, field)
-        if not text.strip():
-            raise FieldError(field, "the prompt is empty")
-        messages = _transcript(text, field) if TRANSCRIPT.match(text) else [Message(role="user", content=text)]
-        if len(messages) > 1 and messages[-1] == Message(role="assistant", content=""):
-            messages.pop()
-    if not any(message["content"].strip() for message in messages):
-        raise FieldError(field, "the prompt is empty")
-    if messages[-1]["role"] != "user":
-        raise FieldError(field, f"the prompt must end with a user turn, this ends with '{messages[-1]['role']}'")
-    return messages
-
-
-def answers_to(prompt: object, responses: list[str]) -> list[str]:
-    """``responses`` as a model is to read them after ``prompt``: after a transcript without the white space around them, which
-    is no part of a turn, so that a conversation in two columns scores what it does in one; else as they are."""
-    if not (isinstance(prompt, str) and TRANSCRIPT.match(prompt)):
-        return responses
-    # a turn at the front of a response stays one, for data check to find
-    return [text.rstrip() if TURN_FIRST.match(text) else text.strip() for text in responses]
-
-
-def _transcript(text: str, field: str) -> list[Message]:
-    """``\\n\\nHuman: a\\n\\nAssistant: b`` as messages, whatever white space is at its front. Two turns in a row of one role (a
-    marker inside a text) become one."""
-    before, *pieces = ROLE_MARKER.split("\n\n" + text.lstrip())
-    if before or pieces[:1] != ["Human"]:
-        raise FieldError(field, "the conversation must begin with a Human turn")
-    messages: list[Message] = []
-    for marker, said in zip(pieces[::2], pieces[1::2], strict=True):
-        role, content = ("user" if marker == "Human" else "assistant"), said.strip()
-        if messages and messages[-1]["role"] == role:
-            content = "\n\n".join(filter(None, [messages.pop()["content"], content]))
-        messages.append(Message(role=role, content=content))
-    return messages
-
-
-def _messages(value: object, field: str) -> list[Message]:
-    messages = []
-    for i, item in enumerate(_objects(value, field)):
-        role = item.get("role")
-        if role not in ROLES:
-            raise FieldError(f"{field}[{i}].role", f"must be one of {', '.join(ROLES)}, this is {role!r}")
-        messages.append(Message(role=role, content=_content(item, f"{field}[{i}]")))
-    if not messages:
-        raise FieldError(field, "the list of messages is empty")
-    return messages
-
-
 def _common_prompt(turns: dict[str, list[Message]]) -> list[Message]:
     """The messages before the last one, which must be the same on both sides."""
     for name, side in turns.items():
@@ -300,51 +234,8 @@ def _common_prompt(turns: dict[str, list[Message]]) -> list[Message]:
 
 def _answers(side: object, field: str) -> list[str]:
     if isinstance(side, list) and side and all(isinstance(item, str) for item in side):
-        return [_text(item, f"{field}[{i}]") for i, item in enumerate(side)]
+        return [text_of(item, f"{field}[{i}]") for i, item in enumerate(side)]
     return [response_text(side, field)]
-
-
-def conversation(value: object, field: str) -> list[Message]:
-    """A whole conversation: messages that end with an assistant turn after at least one other. Raises ``FieldError``."""
-    messages = _messages(value, field)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise FieldError(field, "a conversation to score must end with an assistant turn after a prompt")
-    return messages
-
-
-def response_text(value: object, field: str) -> str:
-    """A response: plain text, or a list of exactly one assistant message."""
-    if isinstance(value, str):
-        return _text(value, field)
-    if not isinstance(value, list):
-        raise FieldError(field, f"must be text or a list with one assistant message, this is {kind_of(value)}")
-    items = _objects(value, field)
-    if len(items) != 1 or items[0].get("role") != "assistant":
-        raise FieldError(field, "must be text or a list with one assistant message")
-    return _content(items[0], f"{field}[0]")
-
-
-def _content(message: dict[str, Any], field: str) -> str:
-    """The text of a message, which must be all that it says."""
-    for part in BESIDE_CONTENT:
-        if message.get(part):
-            raise FieldError(f"{field}.{part}", "kwise reads the text in 'content' only, and the rest would be lost")
-    content = message.get("content")
-    if isinstance(content, list):  # parts, as chat servers take them
-        if len(content) != 1 or not isinstance(content[0], dict) or content[0].get("type") != "text":
-            raise FieldError(
-                f"{field}.content", "of a content in parts kwise reads one of type 'text' and nothing else"
-            )
-        return _text(content[0].get("text"), f"{field}.content[0].text")
-    return _text(content, f"{field}.content")
-
-
-def _text(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        raise FieldError(field, f"must be text, this is {kind_of(value)}")
-    if half := SURROGATE.search(value):
-        raise FieldError(field, f"is no Unicode text: character {half.start()} is half of a pair, {half[0]!r}")
-    return value
 
 
 def _rank(value: object, field: str) -> float:
@@ -360,12 +251,3 @@ def _rank(value: object, field: str) -> float:
 def _model(item: dict[str, Any]) -> str | None:
     name = item.get("model")
     return name if isinstance(name, str) else None
-
-
-def _objects(value: object, field: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise FieldError(field, f"must be a list, this is {kind_of(value)}")
-    for i, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise FieldError(f"{field}[{i}]", f"must be an object, this is {kind_of(item)}")
-    return value

@@ -244,10 +244,10 @@ def _load(
 
 
 def require_head(model: PreTrainedModel) -> None:
-    """Raise ``ValueError`` unless ``model`` has a bias-free linear head ``score`` with one output (peft may have wrapped it)."""
+    """Raise ``ValueError`` unless ``model`` has a bias-free linear head ``score`` with one output."""
     head = getattr(model, HEAD, None)
-    weight = getattr(head, "weight", None)
-    if weight is None or len(weight) != 1 or getattr(head, "bias", None) is not None:
+    head = getattr(head, "original_module", getattr(head, "base_layer", head))  # of one that peft has wrapped
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ValueError(
             f"{type(model).__name__} has no bias-free linear head '{HEAD}'; kwise needs a decoder that has one"
         )

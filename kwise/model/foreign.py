@@ -28,7 +28,7 @@ NOT_WEIGHTS = re.compile(
 )  # what Trainers keep beside
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 HEAD_FILE = "value_head.bin"  # LLaMA-Factory's, beside the weights
-LM_HEAD = re.compile(rf"(.*\.)?({'|'.join(backbone.LM_HEADS)})\.(weight|bias)")
+LM_HEAD = re.compile(rf"([a-z_]+\.)*({'|'.join(backbone.LM_HEADS)})\.(weight|bias)")  # of no layer, which has a number
 BUFFERS = re.compile(
     r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)"
 )  # computed, not learned

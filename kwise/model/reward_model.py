@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from kwise.data.lines import kind_of
 from kwise.data.packing import build_row, plan, split
-from kwise.data.sources import FieldError, prompt_messages, response_text
+from kwise.data.turns import FieldError, prompt_messages, response_text
 from kwise.data.unique import encode_distinct
 from kwise.model import backbone
 from kwise.model.attention import hidden_states, set_attention

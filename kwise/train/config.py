@@ -1,5 +1,7 @@
 """``KwiseConfig``: what a training run by ``KwiseTrainer`` can be told."""
 
+import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -97,3 +99,20 @@ class KwiseConfig(TrainingArguments):
             raise ValueError(f"metric_for_best_model: '{name}' is not one of loss, {', '.join(QUALITY)}")
         if self.greater_is_better is None:
             self.greater_is_better: bool | None = not name.endswith(("loss", *LOWER_IS_BETTER))
+
+    @property
+    def what_is_trained(self) -> dict[str, Any]:
+        """Beside the rankings, as JSON has it: what the state of an optimiser belongs to, and which rankings come next."""
+        names = ("objective", "objective_options", "rankings_per_step", "seed", "data_seed")
+        found: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        return found
+
+    def steps_per_epoch(self, rankings: int) -> int:
+        """The number of steps in which so many rankings are trained on once."""
+        return math.ceil(rankings / self.rankings_per_step)
+
+    def last_step(self, rankings: int) -> int:
+        """The step with which training on so many rankings ends."""
+        if self.max_steps > 0:
+            return int(self.max_steps)
+        return math.ceil(float(self.num_train_epochs) * self.steps_per_epoch(rankings))

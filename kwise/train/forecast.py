@@ -192,14 +192,13 @@ class Rehearsal(KwiseTrainer):
 def _of_trainer(trainer: Rehearsal, scored: Sequence[EncodedRanking], recipe: Recipe) -> Forecast:
     found, args = trainer.tally(), trainer.args
     items = trainer.train_dataset
-    steps_per_epoch = -(-len(items) // args.rankings_per_step)
+    steps_per_epoch, steps = args.steps_per_epoch(len(items)), args.last_step(len(items))
     items = items[:ENOUGH]
     rows = [_fill(items, part * found.longest_row) for part in PARTS * ROUNDS]
     trainer.train_dataset = [item for row in rows for item in row]
     ends = np.cumsum([0] + [len(row) for row in rows])
     trainer.steps = [list(range(a, b)) for a, b in pairwise(ends)]
     trainer.measured, trainer.between = [], []
-    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * steps_per_epoch))
     args.max_steps = len(trainer.steps)
     trainer.remove_callback(PrinterCallback)  # a rehearsal's loss and speed mean nothing
     trainer.train()

@@ -5,7 +5,7 @@ import logging
 import signal
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -99,3 +99,19 @@ class LosableTracker(TrainerCallback):
                 return None
 
         return survive
+
+
+class Moments(TrainerCallback):
+    """Two moments that transformers tells callbacks alone: ``begin`` is called after it has set its sums to zero and before the
+    first step, ``epoch_end`` before what is due at an epoch's end is done."""
+
+    def __init__(self, begin: Callable[[], None], epoch_end: Callable[[], None]) -> None:
+        self.begin, self.epoch_end = begin, epoch_end
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """See the class."""
+        self.begin()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        """See the class."""
+        self.epoch_end()

@@ -1,7 +1,6 @@
 """``KwiseTrainer``: transformers' Trainer whose step is N rankings, however they are cut into rows and processes."""
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -20,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import rotate_checkpoints
@@ -40,7 +38,7 @@ from kwise.records import EncodedRanking, Ranking, Row
 from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal, step_of
 from kwise.train.config import KwiseConfig
 from kwise.train.decoder import read_rows, train_head
-from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
+from kwise.train.guards import LosableTracker, Moments, StopOnSignal, TrainingStopped, spike
 from kwise.train.sampler import StepLoader, StepSampler
 from kwise.train.step import Pass, Step, random_state, random_state_of, where
 
@@ -147,7 +145,7 @@ class KwiseTrainer(Trainer):
             )
         self.resumed_from: Path | None = None
         self.epoch_over = False
-        self.add_callback(Moments(self))
+        self.add_callback(Moments(begin=self._restore_sums, epoch_end=self._end_epoch))
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__module__.startswith("transformers.integrations"):
                 self.remove_callback(callback)
@@ -191,7 +189,12 @@ class KwiseTrainer(Trainer):
         on_start = self.args.eval_on_start
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
-            self.resumed_at = step_of(self.resumed_from, self._content, self._what_is_trained, self._last_step)
+            self.resumed_at = step_of(
+                self.resumed_from,
+                self._content,
+                self.args.what_is_trained,
+                self.args.last_step(len(self.train_dataset)),
+            )
         self.nll, self.nll_steps = 0.0, 0  # an earlier run may have left steps that it never logged
         self.saved_at = self.asked_to_stop = 0
         self.epoch_over = False
@@ -216,6 +219,9 @@ class KwiseTrainer(Trainer):
         self._globalstep_last_logged = found[0]["last_logged"]
         self._initial_global_step = 0  # so that train_loss is that of the whole run
 
+    def _end_epoch(self) -> None:
+        self.epoch_over = True
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         sums = {
@@ -239,7 +245,7 @@ class KwiseTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 facts = {"step": self.state.global_step, "processes": self.accelerator.num_processes}
-                seal(folder, facts | {"rankings": self._content} | self._what_is_trained)
+                seal(folder, facts | {"rankings": self._content} | self.args.what_is_trained)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own for a full disk is a RuntimeError
             free = shutil.disk_usage(self.args.output_dir).free
             shutil.rmtree(folder, ignore_errors=True)
@@ -259,7 +265,7 @@ class KwiseTrainer(Trainer):
         """As transformers', but after an epoch's last step only the loss is logged: the call at the epoch's end, which follows at
         once, evaluates and saves, so that a checkpoint never lies between a step and what belongs to its epoch's end."""
         step, control = self.state.global_step, self.control
-        ends = control.should_training_stop or step % self._steps_per_epoch == 0
+        ends = control.should_training_stop or step % self.args.steps_per_epoch(len(self.train_dataset)) == 0
         if ends and not self.epoch_over:
             due = control.should_evaluate, control.should_save
             control.should_evaluate = control.should_save = False
@@ -400,23 +406,6 @@ class KwiseTrainer(Trainer):
     def _content(self) -> str:
         return content(self.train_dataset)
 
-    @property
-    def _what_is_trained(self) -> dict[str, Any]:
-        """Beside the rankings: what a checkpoint's optimiser state belongs to, and which rankings come next."""
-        names = ("objective", "objective_options", "rankings_per_step", "seed", "data_seed")
-        found: dict[str, Any] = json.loads(json.dumps({name: getattr(self.args, name) for name in names}))
-        return found
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        steps: int = math.ceil(len(self.train_dataset) / self.args.rankings_per_step)
-        return steps
-
-    @property
-    def _last_step(self) -> int:
-        of_epochs = math.ceil(float(self.args.num_train_epochs) * self._steps_per_epoch)
-        return int(self.args.max_steps) if self.args.max_steps > 0 else of_epochs
-
     def _lockstep(self, *passes: int) -> list[int]:
         """How many passes of each kind this process runs, of those it needs.
 
@@ -547,18 +536,3 @@ class KwiseTrainer(Trainer):
             folder = output_dir or self.args.output_dir
             self.settings.write(folder)
             write_old_names(folder)
-
-
-class Moments(TrainerCallback):
-    """Two moments that ``KwiseTrainer`` must know of and transformers tells callbacks alone."""
-
-    def __init__(self, trainer: KwiseTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """After the Trainer has set its sums to zero, before the first step."""
-        self.trainer._restore_sums()
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """Before what is due at an epoch's end is done."""
-        self.trainer.epoch_over = True

@@ -14,10 +14,10 @@ battles, Starling       ``score_a``, ``score_b``, and ``score_c`` where there is
 
 from typing import Any
 
+from kwise.data.fix import PAIR_SCORES
 from kwise.data.lines import kind_of
 from kwise.records import DataError, Ranking
 
-PAIRS = (("chosen_score", "rejected_score"), ("scores_chosen", "scores_rejected"), ("score_chosen", "score_rejected"))
 LETTERS = "abc"
 SHOWN = 30  # characters of a bad score
 LARGEST = 3.4028234663852886e38  # of float32: beyond it no model's scores lie, and differences of such are no floats
@@ -43,7 +43,7 @@ def row_scores(row: dict[str, Any], ranking: Ranking) -> list[float]:
 def holds_scores(row: dict[str, Any]) -> bool:
     """Whether any response of the row has a score, good or bad."""
     items = [item for column in ("answers", "completions") for item in row.get(column) or ()]
-    names = {name for sides in PAIRS for name in sides} | {"scores", *(f"score_{letter}" for letter in LETTERS)}
+    names = {name for sides in PAIR_SCORES for name in sides} | {"scores", *(f"score_{letter}" for letter in LETTERS)}
     return not names.isdisjoint(row) or any("score" in item for item in items)
 
 
@@ -56,7 +56,7 @@ def _columns(row: dict[str, Any], ranking: Ranking) -> list[tuple[str, Any]]:
                 if "score" not in item:
                     raise _error(ranking, field, "there is no score")
             return [(field, item["score"]) for field, item in items]
-    for sides in PAIRS:
+    for sides in PAIR_SCORES:
         if any(side in row for side in sides):
             num_chosen = ranking.ranks.count(min(ranking.ranks))
             counts = (num_chosen, len(ranking.ranks) - num_chosen)
@@ -69,7 +69,9 @@ def _columns(row: dict[str, Any], ranking: Ranking) -> list[tuple[str, Any]]:
         letters = LETTERS[: len(ranking.responses)]
         return [each for letter in letters for each in _listed(row, f"score_{letter}", ranking, 1)]
     raise _error(
-        ranking, PAIRS[0][0], f"there is no score; a pair has {', '.join('/'.join(sides) for sides in PAIRS)} or scores"
+        ranking,
+        PAIR_SCORES[0][0],
+        f"there is no score; a pair has {', '.join('/'.join(sides) for sides in PAIR_SCORES)} or scores",
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from jinja2 import TemplateError
 
-from kwise.data import sources
+from kwise.data import sources, turns
 from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
 from kwise.model.uncertainty import check_bound
@@ -211,12 +211,12 @@ def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tu
             if choose and (
                 len(responses) < 2 or any(sources.COLUMNS[two] <= row.keys() for two in ("pairs", "battles", "arena"))
             ):
-                raise sources.FieldError(
+                raise turns.FieldError(
                     "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
                 )
             replaces = put([{} for _ in responses]) != row
             window.append(Line(number, responses, model.encoder.encode(messages, responses), put, replaces))
-        except sources.FieldError as error:
+        except turns.FieldError as error:
             return window, DataError(error.problem, file=file, line=number, field=error.field)
         except (ValueError, TemplateError) as error:  # what the truncation rule or the chat template refuses
             return window, DataError(f"cannot be encoded: {error}", file=file, line=number)
@@ -319,14 +319,14 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
         if columns <= row.keys():
             return _ranking(row, name)
     if "messages" in row:
-        messages = sources.conversation(row["messages"], "messages")
+        messages = turns.conversation(row["messages"], "messages")
         return messages[:-1], [messages[-1]["content"]], lambda gains: without(row, *GAINS) | gains[0]
     if {"prompt", "responses"} <= row.keys():
-        prompt = sources.prompt_messages(row["prompt"], "prompt")
+        prompt = turns.prompt_messages(row["prompt"], "prompt")
         if not isinstance(row["responses"], list) or not row["responses"]:
-            raise sources.FieldError("responses", "must be a list of texts, at least one")
-        texts = [sources.response_text(each, f"responses[{k}]") for k, each in enumerate(row["responses"])]
-        texts = sources.answers_to(row["prompt"], texts)
+            raise turns.FieldError("responses", "must be a list of texts, at least one")
+        texts = [turns.response_text(each, f"responses[{k}]") for k, each in enumerate(row["responses"])]
+        texts = turns.answers_to(row["prompt"], texts)
         return (
             prompt,
             texts,
@@ -336,10 +336,10 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
             ),
         )
     if {"prompt", "response"} <= row.keys():
-        prompt = sources.prompt_messages(row["prompt"], "prompt")
-        responses = sources.answers_to(row["prompt"], [sources.response_text(row["response"], "response")])
+        prompt = turns.prompt_messages(row["prompt"], "prompt")
+        responses = turns.answers_to(row["prompt"], [turns.response_text(row["response"], "response")])
         return prompt, responses, lambda gains: without(row, *GAINS) | gains[0]
-    raise sources.FieldError(
+    raise turns.FieldError(
         "messages",
         "a line needs 'messages', 'prompt' and 'response' (or 'responses'), a ranking or a pair; this has "
         + (", ".join(row) or "no columns"),
@@ -349,7 +349,7 @@ def scorable(row: dict[str, Any]) -> tuple[list[Message], list[str], Put]:
 def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str], Put]:
     parts = sources.SOURCES[source](_with_ranks(row))
     if not parts.responses:
-        raise sources.FieldError(parts.used[-1], "there is no answer to score")
+        raise turns.FieldError(parts.used[-1], "there is no answer to score")
 
     def put(gains: list[Gains]) -> dict[str, Any]:
         if source == "pairs":

@@ -6,51 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_rows import ARENA, BATTLE, COMPLETIONS, NECTAR, PAIR, USER, answers, nectar, parsed, refused, said, written
 
 from kwise.data import sources
-from kwise.data.sources import FieldError, pairs, read_rankings, scan_rankings
+from kwise.data.sources import read_rankings, scan_rankings
+from kwise.data.turns import FieldError
 from kwise.records import DataError, Ranking
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
-
-USER = {"role": "user", "content": "Hi"}
-NECTAR = {"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": [{"answer": "a", "rank": 2}, {"answer": "b", "rank": 1}]}
-COMPLETIONS = {"context": [USER], "completions": [{"rank": 1, "completion": "a"}, {"rank": 0, "completion": "b"}]}
-PAIR = {"prompt": "Hi", "chosen": "b", "rejected": "a"}
-ARENA = {
-    f"conversation_{side}": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": side}] for side in "ab"
-} | {"winner": "model_b", "model_a": "x", "model_b": "y", "turn": 1}
-BATTLE = {"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "model_b"}
-
-
-def written(folder: Path, *rows: dict[str, Any]) -> str:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def parsed(row: dict[str, Any], source: str) -> Ranking:
-    result = sources.to_ranking(row, sources.SOURCES[source], "f.jsonl", 7)
-    assert isinstance(result, Ranking), str(result)
-    return result
-
-
-def refused(row: dict[str, Any], source: str) -> str:
-    result = sources.to_ranking(row, sources.SOURCES[source], "f.jsonl", 7)
-    assert isinstance(result, DataError), str(result)
-    assert (result.file, result.line) == ("f.jsonl", 7)
-    return str(result)
-
-
-def nectar(**changes: Any) -> dict[str, Any]:
-    return NECTAR | changes
-
-
-def answers(*ranks: Any) -> list[dict[str, Any]]:
-    return [{"answer": f"answer {i}", "model": f"model {i}", "rank": rank} for i, rank in enumerate(ranks)]
-
-
-# --- which source ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", [NECTAR, COMPLETIONS, PAIR, BATTLE, ARENA], ids=list(sources.SOURCES))
@@ -127,9 +90,6 @@ def test_extra_columns_are_kept_as_they_came(row: dict[str, Any], source: str, u
     assert set(row) == used
 
 
-# --- Nectar ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", range(2, 10))
 def test_nectar_takes_any_k_and_reads_ranks_never_the_order_of_the_list(size: int) -> None:
     ranks = list(range(1, size + 1))
@@ -156,81 +116,6 @@ def test_large_ranks_that_a_float_holds_exactly_stay_different() -> None:
 
 def test_ranks_are_floats_whatever_they_were() -> None:
     assert all(type(rank) is float for rank in parsed(nectar(answers=answers(1, 2.0)), "nectar").ranks)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "messages"),
-    [
-        ("\n\nHuman: Hi\n\nAssistant: ", [("user", "Hi")]),
-        ("\n\nHuman: Hi\n\nAssistant:", [("user", "Hi")]),
-        ("\n\nHuman: Hi", [("user", "Hi")]),
-        (
-            "\n\nHuman: a\n\nAssistant: b\n\nHuman:  c\nd \n\nAssistant: ",
-            [("user", "a"), ("assistant", "b"), ("user", "c\nd")],
-        ),
-        ("Human: Hi\n\nAssistant:", [("user", "Hi")]),
-        ("\nHuman: Hi\n\nAssistant: ", [("user", "Hi")]),
-        (" \n\n\nHuman: Hi\n\nAssistant: ", [("user", "Hi")]),
-        ("\r\n\r\nHuman: Hi\r\n\r\nAssistant: ", [("user", "Hi")]),
-        ("\r\n\r\nHuman: Hi", [("user", "Hi")]),
-        (
-            "Human: a\r\n\r\nAssistant: b\r\n\r\nHuman: c\r\nd\r\n\r\nAssistant:\r\n",
-            [("user", "a"), ("assistant", "b"), ("user", "c\r\nd")],
-        ),
-        ("Human: rights\n\nare what?", [("user", "Human: rights\n\nare what?")]),
-        ("Human: Hi\nAssistant: Hi", [("user", "Human: Hi\nAssistant: Hi")]),
-        ("Who says\n\nHuman: Hi\n\nAssistant:", [("user", "Who says\n\nHuman: Hi\n\nAssistant:")]),
-        ("\n\nHuman: one\n\nHuman: two\n\nAssistant: ", [("user", "one\n\ntwo")]),
-        (
-            "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d",
-            [("user", "a"), ("assistant", "b\n\nc"), ("user", "d")],
-        ),
-        ("  What is Human: in\n\nthis? ", [("user", "  What is Human: in\n\nthis? ")]),
-        ([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], [("system", "s"), ("user", "u")]),
-        ([{"role": "user", "content": "u", "name": "Ann"}], [("user", "u")]),
-    ],
-)
-def test_prompts_become_turns(prompt: object, messages: list[tuple[str, str]]) -> None:
-    read = parsed(nectar(prompt=prompt), "nectar").messages
-    assert read == [{"role": role, "content": content} for role, content in messages]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "told"),
-    [
-        (None, "field 'prompt': must be text, this is null"),
-        (7, "field 'prompt': must be text, this is a number"),
-        ("", "field 'prompt': the prompt is empty"),
-        (" \n", "field 'prompt': the prompt is empty"),
-        ([{"role": "user", "content": " "}], "field 'prompt': the prompt is empty"),
-        ("\n\nHuman: \n\nAssistant: ", "field 'prompt': the prompt is empty"),
-        (
-            [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, USER],
-            "field 'prompt[1].tool_calls': kwise reads the text in 'content' only, and the rest would be lost",
-        ),
-        ("\n\nAssistant: Hi", "field 'prompt': the conversation must begin with a Human turn"),
-        (
-            "\n\nHuman: a\n\nAssistant: b",
-            "field 'prompt': the prompt must end with a user turn, this ends with 'assistant'",
-        ),
-        ([], "field 'prompt': the list of messages is empty"),
-        (["Hi"], "field 'prompt[0]': must be an object, this is text"),
-        (
-            [USER, {"role": "human", "content": "x"}],
-            "field 'prompt[1].role': must be one of system, user, assistant, this is 'human'",
-        ),
-        (
-            [{"role": "user", "content": ["x"]}],
-            "field 'prompt[0].content': of a content in parts kwise reads one of type 'text' and nothing else",
-        ),
-        (
-            [USER, {"role": "system", "content": "x"}],
-            "field 'prompt': the prompt must end with a user turn, this ends with 'system'",
-        ),
-    ],
-)
-def test_unreadable_prompts_name_the_field(prompt: object, told: str) -> None:
-    assert refused(nectar(prompt=prompt), "nectar") == f"f.jsonl, line 7, {told}"
 
 
 @pytest.mark.parametrize(
@@ -283,9 +168,6 @@ def test_a_model_that_is_no_name_is_unknown() -> None:
     assert parsed(nectar(answers=given), "nectar").models == [None, None, "m"]
 
 
-# --- completions ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("first", [0, 1], ids=["0-based", "1-based"])
 @pytest.mark.parametrize("messages", [False, True], ids=["text", "messages"])
 def test_completions_are_read_with_ranks_from_0_or_1_as_text_or_message(first: int, messages: bool) -> None:
@@ -335,9 +217,6 @@ def test_a_context_that_cannot_be_read_names_its_own_field() -> None:
     )
 
 
-# --- battles ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("winner", "ranks"),
     [("model_a", [1, 2]), ("model_b", [2, 1]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1]), ("both_bad", [1, 1])],
@@ -354,32 +233,10 @@ def test_a_battle_without_a_known_winner_is_refused(winner: Any) -> None:
     assert refused(BATTLE | {"winner": winner}, "battles") == f"f.jsonl, line 7, field {told}"
 
 
-# --- arena ------------------------------------------------------------------------------------------------------------
-
-
 def test_an_arena_row_is_ranked_by_its_winner_and_knows_its_authors() -> None:
     ranking = parsed(ARENA, "arena")
     assert (ranking.responses, ranking.ranks, ranking.models) == (["a", "b"], [2, 1], ["x", "y"])
     assert ranking.columns == {"model_a": "x", "model_b": "y", "turn": 1}
-
-
-def test_content_in_parts_is_read_where_it_is_one_text(tmp_path: Path) -> None:
-    """As lmarena-ai/arena-human-preference-140k has it."""
-
-    def parts(text):
-        return [{"type": "text", "text": text, "image": None, "mimeType": None}]
-
-    rows = {
-        side: [{"role": "user", "content": parts("Hi")}, {"role": "assistant", "content": parts(side[-1])}]
-        for side in ("conversation_a", "conversation_b")
-    }
-    ranking = parsed(ARENA | rows, "arena")
-    assert (ranking.messages, ranking.responses) == ([USER], ["a", "b"])
-    picture = [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}, *rows["conversation_a"][1:]]
-    told = "field 'conversation_a[0].content': of a content in parts kwise reads one of type 'text' and nothing else"
-    assert refused(ARENA | {"conversation_a": picture}, "arena") == f"f.jsonl, line 7, {told}"
-    two = [rows["conversation_a"][0] | {"content": parts("Hi") * 2}, *rows["conversation_a"][1:]]
-    assert refused(ARENA | {"conversation_a": two}, "arena") == f"f.jsonl, line 7, {told}"
 
 
 def test_arena_conversations_that_part_before_the_last_turn_are_no_ranking() -> None:
@@ -387,13 +244,6 @@ def test_arena_conversations_that_part_before_the_last_turn_are_no_ranking() -> 
     other = [*ARENA["conversation_b"], {"role": "user", "content": "More"}, {"role": "assistant", "content": "d"}]
     told = "field 'conversation_b': its conversation differs from that of 'conversation_a' before the last turn"
     assert refused(ARENA | {"conversation_a": longer, "conversation_b": other}, "arena") == f"f.jsonl, line 7, {told}"
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 SKY = [said("user", "What colour is the sky?")]
@@ -465,34 +315,6 @@ def test_a_prompt_taken_from_the_answers_is_known_as_such() -> None:
     assert {case for case in taken if taken[case]} == {"implicit text", "implicit lines", "implicit text alike"}
 
 
-def test_answers_to_a_transcript_are_stripped_in_every_source_as_they_are_inside_one() -> None:
-    prompt = "\n\nHuman: Is water wet?\n\nAssistant:"
-    inside = parsed({"chosen": prompt + " Yes it\n is. ", "rejected": prompt + "\nNo."}, "pairs")
-    assert (inside.messages, inside.responses) == ([said("user", "Is water wet?")], ["Yes it\n is.", "No."])
-    yes, no = " Yes it\n is. ", "\nNo."
-    ranked = [{"answer": yes, "rank": 1}, {"answer": no, "rank": 2}]
-    completed = [{"completion": [said("assistant", yes)], "rank": 1}, {"completion": no, "rank": 2}]
-    for source, row in {
-        "nectar": {"prompt": prompt, "answers": ranked},
-        "completions": {"context": prompt, "completions": completed},
-        "pairs": {"prompt": prompt, "chosen": yes, "rejected": [no]},
-        "battles": {"prompt": prompt, "response_a": yes, "response_b": no, "winner": "model_a"},
-    }.items():
-        beside = parsed(row, source)
-        assert (beside.messages, beside.responses) == (inside.messages, inside.responses)
-
-
-@pytest.mark.parametrize("prompt", ["Is water wet?", [said("user", "Is water wet?")]])
-def test_answers_to_other_prompts_are_read_as_they_are(prompt: object) -> None:
-    assert parsed({"prompt": prompt, "chosen": " Yes. ", "rejected": "\nNo."}, "pairs").responses == [" Yes. ", "\nNo."]
-
-
-@pytest.mark.parametrize("turn", ["\n\nHuman: and?", " \n\nHuman: and?"])
-def test_a_turn_at_the_front_of_an_answer_to_a_transcript_stays_one(turn: str) -> None:
-    row = {"prompt": "Human: Hi\n\nAssistant:", "chosen": turn + " ", "rejected": " a"}
-    assert parsed(row, "pairs").responses == [turn, "a"]
-
-
 def test_lists_become_one_ranking_of_all_chosen_tied_before_all_rejected() -> None:
     ranking = parsed({"prompt": "p", "chosen": ["a", "b"], "rejected": ["c", "d", "e"]}, "pairs")
     assert ranking.responses == ["a", "b", "c", "d", "e"]
@@ -562,20 +384,6 @@ def test_unreadable_pairs_name_the_field(row: dict[str, Any], told: str) -> None
     assert refused(row, "pairs") == f"f.jsonl, line 7, field {told}"
 
 
-# --- a conversation to score --------------------------------------------------------------------------------------------
-
-
-def test_a_conversation_to_score_ends_with_an_assistant_turn_after_a_prompt() -> None:
-    good = [USER, said("assistant", "x")]
-    assert sources.conversation(good, "messages") == good
-    for bad in ([USER], [said("assistant", "x")], [*good, USER]):
-        with pytest.raises(sources.FieldError, match="must end with an assistant turn after a prompt"):
-            sources.conversation(bad, "messages")
-
-
-# --- real data ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():
@@ -625,21 +433,5 @@ def test_a_prompt_column_beside_whole_conversations_is_read_once(prompt):
 
 def test_a_prompt_column_that_contradicts_the_conversations_is_an_error():
     sides = {side: [*CHAT, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-    with pytest.raises(sources.FieldError, match="is not the prompt of the conversations"):
+    with pytest.raises(FieldError, match="is not the prompt of the conversations"):
         sources.pairs({"prompt": "Name a lake.", **sides})
-
-
-@pytest.mark.parametrize(
-    ("row", "field"),
-    [
-        ({"prompt": "q \ud800", "chosen": "a", "rejected": "b"}, "prompt"),
-        ({"prompt": "q", "chosen": "a \udfff", "rejected": "b"}, "chosen"),
-        ({"prompt": "q", "chosen": ["a", "\ud83d"], "rejected": ["b"]}, "chosen[1]"),
-        ({"prompt": [{"role": "user", "content": "\ud800"}], "chosen": "a", "rejected": "b"}, "prompt[0].content"),
-    ],
-)
-def test_half_of_a_surrogate_pair_is_no_text_and_named(row, field):
-    """In Python, where no file was read that would have refused it."""
-    with pytest.raises(FieldError, match=r"is no Unicode text: character \d is half of a pair") as caught:
-        pairs(row)
-    assert caught.value.field == field

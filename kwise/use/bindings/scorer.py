@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from kwise.data.sources import FieldError, answers_to, prompt_messages, response_text
+from kwise.data.turns import FieldError, answers_to, prompt_messages, response_text
 from kwise.model.reward_model import RewardModel
 from kwise.model.uncertainty import check_bound
 from kwise.records import EncodedRanking, Message

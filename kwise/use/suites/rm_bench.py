@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kwise.data.baselines import Terms
-from kwise.data.sources import FieldError, pairs
+from kwise.data.sources import pairs
+from kwise.data.turns import FieldError
 from kwise.records import Ranking
 from kwise.use.suites.suite import PART, Files, Item, Published, Suite, average, mean_of
 

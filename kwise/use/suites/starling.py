@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from kwise.data.baselines import Terms
-from kwise.data.sources import FieldError, Parts, answers_to, prompt_messages, response_text
+from kwise.data.sources import Parts
+from kwise.data.turns import FieldError, answers_to, prompt_messages, response_text
 from kwise.records import Ranking
 from kwise.use.suites.suite import PART, Files, Item, Published, Suite, average, mean_of
 

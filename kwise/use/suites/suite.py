@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from kwise.data.baselines import Terms
 from kwise.data.lines import kind_of, read_lines
-from kwise.data.sources import FieldError, Parts
+from kwise.data.sources import Parts
+from kwise.data.turns import FieldError
 from kwise.objective.metrics import Draws, bootstrap, check_rewards, combine
 from kwise.records import DataError, Ranking
 
