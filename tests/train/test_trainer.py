@@ -4,86 +4,21 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
+from trainers import LORA, logged, make_model, make_rankings, make_trainer
 from workshop import shard_on_cpus, write_rankings
 
-from kwise import KwiseConfig, KwiseTrainer, Ranking
+from kwise import KwiseConfig, KwiseTrainer
 from kwise.data.encode import Encoder
 from kwise.data.encoding import encode_files
 from kwise.losses import OBJECTIVES
 from kwise.model.backbone import align
-from kwise.train.checkpoints import fault
-from kwise.train.guards import TrainingStopped
 from kwise.train.step import random_state, random_state_of
-
-WORDS = ["salt", "sea", "water", "is", "the", "a", "of", "deep", "blue", "dead", "red", "and", "not", "very", "cold"]
-
-LORA = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear")
-
-
-def make_rankings(num: int = 12, seed: int = 0) -> list[Ranking]:
-    """Rankings of K = 2 to 6 answers in which the answer with more of the word 'salt' is better."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(high: int) -> int:
-        return int(torch.randint(high, (1,), generator=generator))
-
-    rankings = []
-    for i in range(num):
-        k = 2 + pick(5)
-        ranks = (torch.randperm(k, generator=generator) + 1).tolist()
-        answers = [
-            " ".join(["salt"] * (k - rank) + [WORDS[1 + pick(14)] for _ in range(1 + pick(12))]) for rank in ranks
-        ]
-        prompt = " ".join(WORDS[pick(15)] for _ in range(1 + pick(20)))
-        message = {"role": "user", "content": f"{i} {prompt}"}
-        rankings.append(Ranking([message], answers, [float(r) for r in ranks], [None] * k, "made.jsonl", i + 1))
-    return rankings
-
-
-def make_model(vocab_size: int, pad: int = 0) -> LlamaForSequenceClassification:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_labels=1,
-        pad_token_id=pad,
-    )
-    return LlamaForSequenceClassification(config)
-
-
-def make_trainer(tokenizer, folder, rankings=None, held_out=None, peft_config=None, offsets=None, **options):
-    settings = {
-        "rankings_per_step": 6,
-        "learning_rate": 1e-3,
-        "num_train_epochs": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "max_length": 128,
-        **options,
-    }
-    rankings = make_rankings() if rankings is None else rankings
-    model = make_model(len(tokenizer), tokenizer.pad_token_id)
-    return KwiseTrainer(
-        model, KwiseConfig(output_dir=str(folder), **settings), rankings, held_out, tokenizer, peft_config, offsets
-    )
-
-
-def logged(trainer, key="loss"):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
 def test_the_first_loss_is_the_sum_over_rankings_divided_once(tokenizer, tmp_path):
@@ -305,48 +240,6 @@ def test_training_learns_what_makes_an_answer_better(tokenizer, tmp_path):
     assert after["eval_pair_accuracy"] > max(before["eval_pair_accuracy"], after["eval_longer_wins"]) + 0.1
 
 
-def test_lora_trains_the_adapters_and_the_head_and_saves_both(tokenizer, tmp_path):
-    trainer = make_trainer(
-        tokenizer, tmp_path / "run", peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
-    )
-    frozen = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
-    head = trainer.decoder.score.weight.clone()
-    trainer.train()
-    assert not torch.equal(trainer.decoder.score.weight, head)
-    for name, parameter in trainer.model.named_parameters():
-        assert name not in frozen or torch.equal(parameter, frozen[name]), name
-    trainer.save_model(tmp_path / "saved")
-    saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
-    assert torch.equal(saved["base_model.model.score.weight"], trainer.decoder.score.weight)
-    assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
-
-
-def test_the_head_beside_adapters_of_a_half_precision_base_is_trained_in_float32(tokenizer, tmp_path):
-    """A weight of 0.5 has a step of 0.002 in bfloat16: updates of 0.0001 would all round to nothing."""
-    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
-    torch.nn.init.constant_(model.score.weight, 0.5)
-    settings = {"learning_rate": 1e-4, "lr_scheduler_type": "constant", "num_train_epochs": 1, "rankings_per_step": 6}
-    config = KwiseConfig(str(tmp_path), **settings, report_to="none", use_cpu=True, max_length=128, save_strategy="no")
-    trainer = KwiseTrainer(model, config, make_rankings(), None, tokenizer, LORA)
-    trainer.train()
-    weight = trainer.decoder.score.weight
-    assert weight.dtype == torch.float32
-    assert (weight != 0.5).all()
-    assert (weight.bfloat16() == 0.5).all()
-
-
-@pytest.mark.parametrize("saved", [None, ["score"]])
-def test_adapters_made_outside_must_train_the_head_itself(tokenizer, tmp_path, saved):
-    model = make_model(len(tokenizer), tokenizer.pad_token_id)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", modules_to_save=saved))
-    config = KwiseConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=128)
-    if saved:
-        assert KwiseTrainer(adapted, config, make_rankings(), None, tokenizer).decoder.score.weight.requires_grad
-    else:
-        with pytest.raises(ValueError, match=r"modules_to_save=\['score'\]"):
-            KwiseTrainer(adapted, config, make_rankings(), None, tokenizer)
-
-
 def test_files_encoded_after_the_tokenizer_was_mended_are_taken_and_before_it_refused_with_the_way_out(
     llama2_tokenizer, tmp_path
 ):
@@ -359,69 +252,6 @@ def test_files_encoded_after_the_tokenizer_was_mended_are_taken_and_before_it_re
     align(model, llama2_tokenizer)
     encoded = encode_files(Encoder(llama2_tokenizer, 128, "left"), [str(tmp_path / "train.jsonl")])
     assert len(KwiseTrainer(model, config, encoded, None, llama2_tokenizer).train_dataset) == 6
-
-
-def test_samples_per_second_count_rankings(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path, rankings_per_step=2, max_steps=3)
-    trainer.train()
-    (end,) = (entry for entry in trainer.state.log_history if "train_runtime" in entry)
-    assert end["train_samples_per_second"] == pytest.approx(3 * 2 / end["train_runtime"], rel=1e-2)
-
-
-def test_a_checkpoint_of_the_model_alone_is_refused_in_words(tokenizer, tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
-    make_trainer(tokenizer, tmp_path, **settings).train()
-    with pytest.raises(ValueError, match="holds the model only"):
-        make_trainer(tokenizer, tmp_path, **settings).train(resume_from_checkpoint=True)
-
-
-@pytest.mark.parametrize("metric", ["nll", "top1_ece", "loss", "eval_pair_accuracy"])
-def test_the_best_checkpoint_is_that_of_the_best_value_whichever_way_is_better(tokenizer, tmp_path, metric):
-    trainer = make_trainer(
-        tokenizer,
-        tmp_path,
-        held_out=make_rankings(20, seed=1),
-        max_steps=4,
-        learning_rate=1e-2,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=metric,
-    )
-    trainer.train()
-    name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    values = logged(trainer, name)
-    assert len(set(values)) > 1
-    lower = metric.removeprefix("eval_") in ("nll", "ece", "top1_ece", "loss")
-    assert trainer.state.best_metric == (min(values) if lower else max(values))
-    assert trainer.evaluate()[name] == pytest.approx(trainer.state.best_metric, abs=1e-6)
-
-
-def test_a_head_of_two_labels_is_refused_before_it_is_trained(tokenizer, tmp_path):
-    config = make_model(len(tokenizer)).config
-    config.num_labels = 2
-    with pytest.raises(ValueError, match="no bias-free linear head 'score'"):
-        KwiseTrainer(
-            LlamaForSequenceClassification(config), KwiseConfig(str(tmp_path), use_cpu=True), [], [], tokenizer
-        )
-
-
-def test_what_is_saved_is_no_classifier_to_pipelines_and_servers(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path)
-    trainer.save_model(str(tmp_path / "model"))
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["problem_type"] == "regression"
-
-
-def test_weights_trained_in_half_precision_are_warned_of_and_adapters_on_them_are_not(tokenizer, tmp_path, caplog):
-    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
-    config = KwiseConfig(str(tmp_path), use_cpu=True)
-    KwiseTrainer(model, config, make_rankings(), [], tokenizer, LORA)
-    assert "round to nothing" not in caplog.text
-    model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
-    KwiseTrainer(model, config, make_rankings(), [], tokenizer)
-    assert "weights to be trained are in torch.bfloat16: steps below" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"])
@@ -438,72 +268,6 @@ def test_several_evaluation_sets_no_rankings_and_prompt_tuning_are_refused_in_wo
         make_trainer(tokenizer, tmp_path, rankings=[]).train()
     with pytest.raises(ValueError, match="peft_config: prompt and prefix tuning"):
         make_trainer(tokenizer, tmp_path, peft_config=PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
-
-
-def test_adapters_begin_alike_whatever_was_drawn_before(tokenizer, tmp_path):
-    drawn = []
-    for seed in (1, 2):
-        model = make_model(len(tokenizer), tokenizer.pad_token_id)
-        torch.manual_seed(seed)
-        trainer = KwiseTrainer(model, KwiseConfig(str(tmp_path), use_cpu=True), make_rankings(), [], tokenizer, LORA)
-        drawn.append({name: p.clone() for name, p in trainer.model.named_parameters() if "lora_A" in name})
-    assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
-
-
-def saved_at_step_2(tokenizer, folder, **options):
-    make_trainer(tokenizer, folder, max_steps=2, save_strategy="steps", save_steps=1, **options).train()
-
-
-@pytest.mark.parametrize(
-    ("changed", "problem"),
-    [
-        ({"offsets": [[0.5] * len(each.ranks) for each in make_rankings()]}, "other rankings or offsets"),
-        ({"objective": "all_pairs"}, "of a run with another objective"),
-        ({"rankings_per_step": 4}, "of a run with another rankings_per_step"),
-        ({"seed": 1}, "of a run with another seed"),
-        ({"max_steps": 1}, "beyond step 1, with which this run would end"),
-        ({"max_steps": -1, "num_train_epochs": 0.5}, "beyond step 1, with which this run would end"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tokenizer, tmp_path, changed, problem):
-    saved_at_step_2(tokenizer, tmp_path)
-    with pytest.raises(ValueError, match=problem):
-        make_trainer(tokenizer, tmp_path, **{"max_steps": 4, **changed}).train(resume_from_checkpoint=True)
-
-
-def test_the_evaluation_at_the_start_is_not_made_again_by_a_run_that_goes_on(tokenizer, tmp_path):
-    options = {"held_out": make_rankings(4, seed=1), "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 2}
-    saved_at_step_2(tokenizer, tmp_path, **options)
-    trainer = make_trainer(tokenizer, tmp_path, max_steps=4, **options)
-    trainer.train(resume_from_checkpoint=True)
-    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert steps == [0, 2, 4]
-    assert trainer.args.eval_on_start
-
-
-def test_a_run_stopped_early_by_an_evaluation_saves_what_is_due_at_its_epochs_end(tokenizer, tmp_path):
-    class Stop(TrainerCallback):
-        def on_evaluate(self, args, state, control, **_):
-            control.should_training_stop = state.global_step == 3
-            return control
-
-    options = {"rankings_per_step": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "epoch"}
-    trainer = make_trainer(tokenizer, tmp_path, held_out=make_rankings(4, seed=1), **options)
-    trainer.add_callback(Stop())
-    trainer.train()
-    assert trainer.state.global_step == 3
-    assert fault(tmp_path / "checkpoint-3") is None
-
-
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path):
-    whole = make_trainer(tokenizer, tmp_path / "whole", num_train_epochs=2)
-    whole.train()
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
-    make_trainer(tokenizer, tmp_path / "cut", **options).train()
-    resumed = make_trainer(tokenizer, tmp_path / "cut", **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
 def plant(trainer):
@@ -551,20 +315,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_its_lin
         trainer.train()
     assert sorted(int(line) for line in re.findall(r"made\.jsonl, line (\d+)", str(caught.value))) == alike
     assert torch.equal(trainer.decoder.model.norm.weight, before)
-
-
-def test_a_stop_saves_also_where_an_earlier_run_left_a_checkpoint_of_that_step(tokenizer, tmp_path):
-    make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=1).train()
-    trainer = make_trainer(tokenizer, tmp_path, make_rankings(12, seed=1))
-    trainer.stop = SimpleNamespace(number=15)
-    with pytest.raises(TrainingStopped) as stopped:
-        trainer.train()
-    assert stopped.value.code == 143
-    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
-    assert torch.equal(saved["score.weight"], trainer.decoder.score.weight)
-    assert fault(tmp_path / "checkpoint-1") is None
-    with pytest.raises(ValueError, match="was trained on other rankings"):
-        make_trainer(tokenizer, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_shortened_rankings_are_counted(tokenizer, tmp_path):

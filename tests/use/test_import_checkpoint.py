@@ -513,3 +513,17 @@ def test_a_folder_of_kwise_is_no_foreign_checkpoint(base, tmp_path):
     with pytest.raises(ValueError, match="is a model of kwise already: use it as it is"):
         import_checkpoint(tmp_path / "model", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("lm_head.weight", True),
+        ("model.output.weight", True),
+        ("rwtransformer.lm_head.bias", True),
+        ("model.layers.0.attention.output.weight", False),
+        ("output.0.weight", False),
+    ],
+)
+def test_only_a_tensor_of_no_layer_is_taken_for_an_lm_head_and_left_out(name, known):
+    assert bool(foreign.LM_HEAD.fullmatch(name)) is known
