@@ -1,5 +1,8 @@
 """A checkpoint in, answers out.
 
+``scorable``           takes a line                its conversations                           puts their scores into it
+``scored_lines``       takes a model and lines     a window of them at a time                  gives the same with scores
+``kept_lines``         takes an output             is it of this model and this input?         gives how many lines to keep
 ``score_file``         takes a model and a file    conversations, rankings or pairs, streamed  gives the same lines with scores
 ``score_shares``       takes the same              several processes, any of which may die     gives the same
 ``ray_scores``         takes a data set or a file  the same on the workers of a Ray cluster    gives the same

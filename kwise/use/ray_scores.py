@@ -13,8 +13,8 @@ import ray.data
 import torch
 
 from kwise.model.reward_model import RewardModel
-from kwise.use.score_file import WINDOW, columns_of, scored_rows, take_window
 from kwise.use.score_shares import score_share
+from kwise.use.scored_lines import WINDOW, columns_of, scored_rows, take_window
 
 COUNTS = ("written", "kept", "shortened", "replaced")
 

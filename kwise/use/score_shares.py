@@ -20,7 +20,9 @@ from filelock import FileLock
 
 from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
-from kwise.use.score_file import WINDOW, assert_not_input, columns_of, keep, score_file
+from kwise.use.kept_lines import keep
+from kwise.use.score_file import assert_not_input, score_file
+from kwise.use.scored_lines import WINDOW, columns_of
 
 SHARE = re.compile(r"\.(?:share|scored)-\d+-of-(\d+)")
 

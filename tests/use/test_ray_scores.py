@@ -12,7 +12,9 @@ import torch
 from kwise import RewardModel
 from kwise.model import backbone
 from kwise.model.reward_model import Settings
-from kwise.use.score_file import WINDOW, score_file, without
+from kwise.use.scorable import without
+from kwise.use.score_file import score_file
+from kwise.use.scored_lines import WINDOW
 
 ray = pytest.importorskip("ray", reason="kwise[ray] is not installed")
 pytest.importorskip("ray.data")

@@ -13,8 +13,9 @@ import torch
 from kwise import RewardModel
 from kwise.model import backbone
 from kwise.model.reward_model import Settings
-from kwise.use.score_file import WINDOW, score_file
+from kwise.use.score_file import score_file
 from kwise.use.score_shares import score_share
+from kwise.use.scored_lines import WINDOW
 
 LINES = 5 * WINDOW + 7
 
