@@ -26,7 +26,10 @@ def keep(
     row: dict[str, Any] | DataError | None = None
     for _ in range(kept):
         number, row = next(lines, (0, None))
-    before = _read(last or b"{}")
+    try:
+        before = _read(last or b"{}")
+    except ValueError:  # no JSON, so no line of ours
+        before = None
     if kept and (not isinstance(row, dict) or not _same_but_scores(row, before)):
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"

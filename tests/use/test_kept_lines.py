@@ -173,9 +173,10 @@ def test_resume_knows_its_own_output_also_where_a_column_is_nan(model, tmp_path)
     assert out.read_bytes() == whole
 
 
-def test_a_refused_resume_leaves_the_output_as_it_was_to_the_last_byte(model, tmp_path):
+@pytest.mark.parametrize("before", [b'{"note": 1}\n{"note": 2}', b"notes\nmore", b"\n", b"\xff\n", b"[1]\n"])
+def test_a_refused_resume_leaves_the_output_as_it_was_to_the_last_byte(model, tmp_path, before):
     source, out = write(tmp_path / "in.jsonl", conversations(5)), tmp_path / "notes.jsonl"
-    out.write_bytes(before := b'{"note": 1}\n{"note": 2}')
+    out.write_bytes(before)
     with pytest.raises(ValueError, match="the output of another input"):
         score_file(model, source, str(out), resume=True)
     assert out.read_bytes() == before
