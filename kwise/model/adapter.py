@@ -25,7 +25,7 @@ def merge_adapter(
 
     ``layers`` is the depth that the base was cut to while training (None: nobody wrote it down, so it was not). Raises
     ``ValueError`` for an adapter without safetensors weights or without the head, for tensors that are missing or too many,
-    and where the adapter reaches fewer layers than the base has: then the base must have been cut.
+    for one that repeats layers, and where the adapter reaches fewer layers than the base has: then the base must have been cut.
     """
     weights = cached_file(folder, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     if weights is None:
@@ -39,6 +39,10 @@ def merge_adapter(
         )
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode = True
+    if getattr(config, "layer_replication", None):
+        raise ValueError(
+            f"{folder}: the adapter repeats layers of its base (layer_replication), which kwise does not merge"
+        )
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG_NAME} does not say which base model the adapter belongs to")

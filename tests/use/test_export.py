@@ -346,6 +346,9 @@ def test_adapters_that_do_not_fit_are_errors_that_say_why(adapter, tmp_path):
     refused(f"missing or too many: .*{re.escape(name.removesuffix('.weight'))}")
     spoil(folder, lambda state: state | {"base_model.model.surplus.lora_A.weight": torch.zeros(1)})
     refused("surplus")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"layer_replication": [[0, 2], [1, 2]]}))
+    refused("repeats layers of its base")
     (folder / "adapter_model.safetensors").unlink()
     refused("save the adapter as safetensors")
 
