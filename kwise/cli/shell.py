@@ -26,7 +26,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at ranking files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console, errors = Console(), Console(stderr=True)
+# without emoji: in "starter:train: 127 rankings" rich would print ":train:" as a picture
+console, errors = Console(emoji=False), Console(stderr=True, emoji=False)
 
 MODEL = Annotated[str, typer.Argument(help="folder or hub id of a reward model")]
 SOURCE = Annotated[str, typer.Option(help="nectar, completions, pairs, battles or arena; auto tells by the columns")]

@@ -90,7 +90,7 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
         raise ValueError("--dry-run measures one process: start it without torchrun")
     with TemporaryDirectory() as nowhere:
         recipe = replace(recipe, output=nowhere)
-        folder = RunFolder(Path(nowhere), console or Console(stderr=True), main=True)
+        folder = RunFolder(Path(nowhere), console or Console(stderr=True, emoji=False), main=True)
         config = None if recipe.method == "head" else trainer_config(recipe)  # its mistakes come out here too
         quiet = {
             "eval_strategy": "no",

@@ -65,7 +65,7 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     processes = PartialState(cpu=NO_ACCELERATOR)  # what the config set up, where there is one
     # who waits while the main process fits the head or scores
     waiting = torch.distributed.new_group(timeout=PATIENCE, backend="gloo") if processes.num_processes > 1 else None
-    folder = RunFolder(Path(recipe.output), console or Console(stderr=True), processes.is_main_process)
+    folder = RunFolder(Path(recipe.output), console or Console(stderr=True, emoji=False), processes.is_main_process)
     folder.clear(recipe, start_over)
     checkpoint = folder.newest_checkpoint()
     rankings, held_out = read_data(recipe, fits_head)

@@ -47,6 +47,14 @@ def test_a_missing_file_and_a_directory_are_errors(missing, model, tmp_path):
     assert code == 1 and ("directory" if missing == "directory" else "no such file") in text
 
 
+def test_a_word_between_colons_is_printed_as_it_is(tmp_path):
+    code, text = run("data", "check", tmp_path / "starter:train:")
+    assert code == 1 and f"{tmp_path}/starter:train:: no such file" in text
+    file = write(tmp_path / ":train:.jsonl", [nectar_row(0, 3)])
+    code, text = run("data", "check", file)
+    assert code == 0 and ":train:.jsonl" in text.replace(" ", "")  # a title is broken to fit
+
+
 def test_a_folder_that_is_no_reward_model_is_an_error_in_one_line(tmp_path):
     file = write(tmp_path / "rankings.jsonl", [nectar_row(0, 2)])
     (tmp_path / "empty").mkdir()
