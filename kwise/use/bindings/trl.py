@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.use.bindings.scorer import Scorer
+from kwise.use.results import labels
 
 
 def reward_func(
@@ -15,12 +16,13 @@ def reward_func(
 
     TRL calls it with ``prompts`` and ``completions`` (texts, or lists of messages) and columns that it ignores. ``calibrated``
     and ``lower_bound``, errors and what is raised: ``Scorer``. Its ``__name__``, which TRL logs rewards under, is the
-    folder's.
+    folder's (of RUN/model that of RUN): what two functions of one name give, TRL logs as one.
     """
     scorer = Scorer(os.fspath(model), calibrated, lower_bound)
 
     def score(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
         return scorer(prompts, completions)
 
-    score.__name__ = Path(model).name
+    (label,) = labels([os.fspath(model)]).values()
+    score.__name__ = Path(label).name
     return score

@@ -1,6 +1,7 @@
 """The call that TRL 1.16 makes (``GRPOTrainer._calculate_rewards``), and TRL making it."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def test_the_callable_takes_what_trl_hands_over(folder, alone):
     )
     assert all(type(each) is float for each in found)
     assert found == pytest.approx([alone(QUESTIONS[0], "The Dead Sea."), alone(QUESTIONS[0], "No idea.")], abs=1e-5)
+
+
+def test_the_models_of_two_runs_have_two_names(folder, tmp_path):
+    for run in ("first", "second"):
+        shutil.copytree(folder, tmp_path / run / "model")
+    assert [reward_func(tmp_path / run / "model").__name__ for run in ("first", "second")] == ["first", "second"]
 
 
 @pytest.fixture
