@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 __version__ = version("kwise")
+__all__ = ["DataError", "KwiseConfig", "KwiseTrainer", "Ranking", "RewardModel", "losses", "read_rankings"]
 
 _HOME = {
     "Ranking": "kwise.records",
@@ -22,13 +23,12 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from kwise import losses as losses
-    from kwise.data.sources import read_rankings as read_rankings
-    from kwise.model.reward_model import RewardModel as RewardModel
-    from kwise.records import DataError as DataError
-    from kwise.records import Ranking as Ranking
-    from kwise.train.config import KwiseConfig as KwiseConfig
-    from kwise.train.trainer import KwiseTrainer as KwiseTrainer
+    from kwise import losses
+    from kwise.data.sources import read_rankings
+    from kwise.model.reward_model import RewardModel
+    from kwise.records import DataError, Ranking
+    from kwise.train.config import KwiseConfig
+    from kwise.train.trainer import KwiseTrainer
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, "losses", "__version__"])
+    return sorted([*__all__, "__version__"])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import kwise
+
 PACKAGE = Path(__file__).resolve().parents[1] / "kwise"
 MAY_IMPORT = {
     "records": set(),
@@ -80,6 +82,13 @@ def test_importing_kwise_loads_no_heavy_package():
     code = f"import sys, kwise; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_star_import_gives_the_public_names_and_no_others():
+    names: dict[str, object] = {}
+    exec("from kwise import *", names)
+    del names["__builtins__"]
+    assert sorted([*names, "__version__"]) == dir(kwise)
 
 
 def test_no_module_is_a_drawer_for_leftovers():
