@@ -109,15 +109,12 @@ def keep_memory() -> None:
 def load_model(folder: str, dtype: str) -> "RewardModel":
     """A ``RewardModel`` from ``folder``."""
     import torch
-    from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
     from kwise.model.backbone import DTYPES
     from kwise.model.reward_model import RewardModel
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; known: {', '.join(DTYPES)}")
-    if Path(folder, ADAPTER_CONFIG_NAME).is_file() and not Path(folder, CONFIG_NAME).is_file():
-        raise ValueError(f"{folder} is a LoRA adapter: make a whole model of it by kwise export {folder} -o FOLDER")
     quiet_libraries()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # of torchrun

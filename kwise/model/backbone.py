@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from kwise.model.smollm2 import smollm2
 
@@ -123,11 +124,18 @@ def load(folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Pr
 
     ``dtype`` None keeps the dtype of the file.
     """
+    refuse_adapter(folder)
     with _naming(folder):
         config = AutoConfig.from_pretrained(folder)
     if config.num_labels != 1:
         raise ValueError(f"{folder}: a reward model has one label (num_labels = 1); train one with 'kwise train'")
     return _load(folder, dtype if dtype is not None else "auto", lambda name: name.endswith(RECOMPUTED))
+
+
+def refuse_adapter(folder: str | os.PathLike[str]) -> None:
+    """Raise ``ValueError`` for a folder that holds a LoRA adapter and no whole model."""
+    if Path(folder, ADAPTER_CONFIG_NAME).is_file() and not Path(folder, CONFIG_NAME).is_file():
+        raise ValueError(f"{folder} is a LoRA adapter: make a whole model of it by kwise export {folder} -o FOLDER")
 
 
 def resolve(base: str) -> str:

@@ -19,6 +19,7 @@ from kwise.model.backbone import from_causal_lm
 from kwise.model.reward_model import Settings
 from kwise.model.uncertainty import Uncertainty
 from kwise.use import export as exporting
+from kwise.use.doctor import diagnose
 from kwise.use.export import export
 
 PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
@@ -309,6 +310,14 @@ def adapter(tokenizer, tmp_path, ranking):
     with torch.no_grad():
         expected = trainer.model.eval()(**chat).logits.item()  # peft's own forward pass, nothing merged
     return tmp_path / "adapter", expected
+
+
+def test_whoever_wants_a_whole_model_is_told_what_to_do_with_an_adapter(adapter):
+    what_to_do = f"is a LoRA adapter: make a whole model of it by kwise export {adapter[0]} -o FOLDER"
+    with pytest.raises(ValueError, match=what_to_do):
+        RewardModel.from_pretrained(adapter[0])
+    (finding,) = diagnose(adapter[0]).findings
+    assert finding.id == "not_loadable" and what_to_do in finding.what
 
 
 def test_an_adapter_is_merged_into_the_cut_base_with_its_head(adapter, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.model.backbone import HEAD, LM_HEADS, RECOMPUTED
+from kwise.model.backbone import HEAD, LM_HEADS, RECOMPUTED, refuse_adapter
 from kwise.model.reward_model import SETTINGS_FILE, Settings
 from kwise.model.transformers4 import CONFIG, TOKENIZER, old_config, old_tokenizer
 from kwise.use.doctor.probes import Probe
@@ -91,6 +91,7 @@ class Facts:
 
 def look(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Facts:
     """Read ``folder``, whose tokenizer is loaded already. Raises ``ValueError`` in words for what nobody can load."""
+    refuse_adapter(folder)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     not_finite = []
     try:
