@@ -5,6 +5,7 @@ import logging
 import signal
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 SPIKE_HISTORY = 50  # logged losses that the next one is compared with
 SPIKE_LEAST = 10  # and how many of them there must be
 SPIKE_DEVIATIONS = 8  # robust standard deviations above their median that make a spike
+ONE_SIGNAL = 5.0  # seconds: Slurm and systemd tell all processes of a job, and torchrun passes on what it is told
 
 
 class TrainingStopped(SystemExit):
@@ -27,10 +29,11 @@ class TrainingStopped(SystemExit):
 
 
 class StopOnSignal:
-    """Within it, the first SIGTERM or SIGINT sets ``number`` instead of ending the process; a second one ends it at once."""
+    """Within it, the first SIGTERM or SIGINT sets ``number`` instead of ending the process; a second one ends it at once,
+    unless it comes so soon that it may be the first over again (``ONE_SIGNAL``)."""
 
     def __init__(self, say: Any) -> None:
-        self.number, self.say = 0, say
+        self.number, self.at, self.say = 0, 0.0, say
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -44,9 +47,12 @@ class StopOnSignal:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number:
-            raise SystemExit(128 + number)
-        self.number = number
-        text = f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once"
+            if time.monotonic() - self.at > ONE_SIGNAL:
+                raise SystemExit(128 + number)
+            return
+        self.number, self.at = number, time.monotonic()
+        name = signal.Signals(number).name
+        text = f"{name}: stopping after this step, with a checkpoint; once more, after {ONE_SIGNAL:g} s, stops at once"
         # not here: the signal may have come while this thread writes to the same stream, which then refuses
         threading.Thread(target=self.say, args=(text,)).start()
 

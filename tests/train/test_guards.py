@@ -6,6 +6,7 @@ import time
 import pytest
 from transformers import TrainerCallback
 
+from kwise.train import guards
 from kwise.train.guards import LosableTracker, StopOnSignal, TrainingStopped, spike
 
 
@@ -58,7 +59,8 @@ def test_a_signal_that_comes_while_something_is_printed_to_the_same_stream_stops
     assert raw.written.startswith(b"a line of the log\n") and stop.number == signal.SIGTERM
 
 
-def test_the_first_signal_is_noted_the_second_ends_and_handlers_come_back():
+def test_the_first_signal_is_noted_the_second_ends_and_handlers_come_back(monkeypatch):
+    monkeypatch.setattr(guards, "ONE_SIGNAL", 0.0)
     said, before = [], signal.getsignal(signal.SIGTERM)
     stop = StopOnSignal(said.append)
     with stop.listening():
@@ -70,6 +72,18 @@ def test_the_first_signal_is_noted_the_second_ends_and_handlers_come_back():
         assert ended.value.code == 130
     assert signal.getsignal(signal.SIGTERM) == before
     assert TrainingStopped(signal.SIGTERM, "").code == 143
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    """torchrun passes on to its processes the signal that Slurm has sent to all of them."""
+    said = []
+    stop = StopOnSignal(said.append)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: said)
+    assert stop.number == signal.SIGTERM and len(said) == 1
 
 
 class Fickle(TrainerCallback):
