@@ -1,8 +1,8 @@
 """Rewards and rankings -> metrics with 95 % intervals, beside the baselines that need no model.
 
-Every metric is a sum over rankings divided once by a count; the interval is a percentile bootstrap over prompts (never over
-pairs, which depend on one another), so all rankings of one prompt are drawn together. What a single prompt counts in has no
-interval: drawn again and again it is always itself, which says nothing of other prompts.
+Every metric is a sum over rankings divided once by a count; the interval is a bootstrap over prompts (never over pairs, which
+depend on one another), of percentiles but for the calibration errors below, so all rankings of one prompt are drawn together.
+What a single prompt counts in has no interval: drawn again and again it is always itself, which says nothing of other prompts.
 
 ==================== ==================================================================================== =============
 metric               share (or mean) of                                                                   n counts
