@@ -31,7 +31,7 @@ def doctor(
     fix: Annotated[Path | None, typer.Option(help="write a mended copy here")] = None,
     tolerance: Annotated[float, typer.Option(help="scores this close to kwise's agree, in nats")] = 1e-3,
 ) -> None:
-    """What other tools read from MODEL, whether they agree with kwise score, and the mends. Exit code 1 if all is not well."""
+    """What other tools read from MODEL, whether they agree with kwise score, and the mends. Exit code 1 if MODEL has errors."""
     with user_errors():
         from kwise.use.doctor import diagnose
         from kwise.use.doctor.mend import check_out
