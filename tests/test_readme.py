@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_every_file_named_is_there(path):
 def test_every_make_target_named_is_there():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)`", TEXT)) <= targets
+
+
+def test_the_recipe_shown_has_every_key_and_its_default():
+    from kwise import KwiseConfig
+    from kwise.train.recipe import Data, Model, Recipe
+
+    (shown,) = re.findall(r"```toml\n(method.*?)```", (ROOT / "docs/4-train.md").read_text(encoding="utf-8"), re.DOTALL)
+    table = tomllib.loads(shown)
+    for name, value in table.pop("trainer").items():
+        assert value == KwiseConfig.__dataclass_fields__[name].default, name
+    least = Recipe(table["method"], table["output"], Data(table["data"]["train"]), Model(table["model"]["base"]))
+    assert table == {name: value for name, value in asdict(least).items() if name != "trainer"}
 
 
 def test_every_constraint_is_within_the_supported_range():
