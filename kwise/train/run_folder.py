@@ -68,14 +68,15 @@ class RunFolder:
         if not self.main:
             return
         if (self.path / "model").exists():
-            raise ValueError(f"{self.path / 'model'} exists: choose another output (output=...), or remove it")
+            raise ValueError(f"{self.path / 'model'} exists: choose another output (output=... or -o), or remove it")
         for file in (*recipe.data.train, *recipe.data.eval):
             if Path(file).exists() and Path(file).resolve() in {(self.path / name).resolve() for name in WRITTEN}:
-                raise ValueError(f"{file} would be written over by the run: choose another output (output=...)")
+                raise ValueError(f"{file} would be written over by the run: choose another output (output=... or -o)")
         foreign = [name for name in WRITTEN if (self.path / name).exists()]
         if foreign and not self._is_of_a_run():
             raise ValueError(
-                f"{self.path / foreign[0]} was written by no run of kwise: choose another output (output=...), or move it away"
+                f"{self.path / foreign[0]} was written by no run of kwise: choose another output (output=... or -o), or move it "
+                "away"
             )
         if start_over:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -93,7 +94,7 @@ class RunFolder:
             if changed:
                 raise ValueError(
                     f"{self.path} holds checkpoints of a run with another {', '.join(changed)} (see its recipe.toml): go on "
-                    "with that recipe, start over (--start-over), or choose another output (output=...)"
+                    "with that recipe, start over (--start-over), or choose another output (output=... or -o)"
                 )
 
     def _is_of_a_run(self) -> bool:

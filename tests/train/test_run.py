@@ -74,7 +74,7 @@ def test_the_resolved_recipe_runs_again_to_the_same_model(workshop):
 
 def test_a_finished_run_is_not_overwritten(workshop):
     run(workshop)
-    with pytest.raises(ValueError, match="exists: choose another output"):
+    with pytest.raises(ValueError, match=r"exists: choose another output \(output=... or -o\)"):
         run(workshop)
 
 
