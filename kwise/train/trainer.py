@@ -145,7 +145,7 @@ class KwiseTrainer(Trainer):
             )
         self.resumed_from: Path | None = None
         self.epoch_over = False
-        self.add_callback(Moments(begin=self._restore_sums, epoch_end=self._end_epoch))
+        self.add_callback(Moments(begin=self._go_on, epoch_end=self._end_epoch))
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__module__.startswith("transformers.integrations"):
                 self.remove_callback(callback)
@@ -205,10 +205,12 @@ class KwiseTrainer(Trainer):
         finally:
             self.args.eval_on_start = on_start
 
-    def _restore_sums(self) -> None:
-        """Go on with the sums that a log is made of, where the checkpoint's run left them between two logs."""
+    def _go_on(self) -> None:
+        """Log, evaluate and save as often as is asked now, where transformers goes by the checkpoint; go on with the sums that a
+        log is made of, where the checkpoint's run left them between two logs."""
         if self.resumed_from is None:
             return
+        self.state.compute_steps(self.args, self.state.max_steps)
         count = read_seal(self.resumed_from)["processes"]
         alike = count == self.accelerator.num_processes  # else each process takes the mean of all
         numbers = [self.accelerator.process_index] if alike else range(count)

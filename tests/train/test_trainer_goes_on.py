@@ -81,6 +81,18 @@ def test_the_evaluation_at_the_start_is_not_made_again_by_a_run_that_goes_on(tok
     assert trainer.args.eval_on_start
 
 
+def test_a_run_that_goes_on_logs_evaluates_and_saves_as_often_as_it_is_told_now(tokenizer, tmp_path):
+    held_out = {"held_out": make_rankings(4, seed=1), "eval_strategy": "steps"}
+    saved_at_step_2(tokenizer, tmp_path, eval_steps=1, **held_out)
+    often = {"logging_steps": 2, "eval_steps": 4, "save_steps": 3, "save_strategy": "steps"}
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=8, **often, **held_out)
+    trainer.train(resume_from_checkpoint=True)
+    later = [entry for entry in trainer.state.log_history if entry["step"] > 2]
+    assert [entry["step"] for entry in later if "loss" in entry] == [4, 6, 8]
+    assert [entry["step"] for entry in later if "eval_loss" in entry] == [4, 8]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3, 6, 8)}
+
+
 def test_a_run_stopped_early_by_an_evaluation_saves_what_is_due_at_its_epochs_end(tokenizer, tmp_path):
     class Stop(TrainerCallback):
         def on_evaluate(self, args, state, control, **_):
