@@ -12,6 +12,7 @@ from kwise.objective.design import Design, Standardised, scaling
 from kwise.objective.head import penalised_hessian, project, sweep
 
 KINDS = ("fisher", "sandwich", "paper")
+ROUNDING = 2**-9  # relative error of a weight that a model holds in bfloat16
 
 
 def default_kind(name: str, options: Mapping[str, Any], groups: Sequence[str]) -> str:
@@ -47,7 +48,7 @@ def head_covariance(
     """
     by = scaling(design)
     standard = np.concatenate([weight, coefficients]) * by.scale
-    if abs(standard @ by.level) > 1e-5 * np.linalg.norm(standard):
+    if abs(standard @ by.level) > ROUNDING * (abs(standard) @ abs(by.level)):
         by = by._replace(level=np.zeros_like(by.level))  # the head was not fitted under that condition
     data = Standardised(design, by, device)
     w = torch.from_numpy(standard).to(device)

@@ -129,9 +129,11 @@ def test_errors_do_not_change_with_the_units_of_the_features(kind):
     np.testing.assert_allclose(other * np.outer(units, units), plain, rtol=1e-8)
 
 
-def test_the_direction_that_is_fixed_in_the_fit_has_no_variance():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_direction_that_is_fixed_in_the_fit_has_no_variance_whatever_the_head_was_rounded_to(dtype):
     features, ranks, groups = mixed_problem()
     weight = fit_head(features, ranks, groups, plackett_luce).weight
+    weight = torch.from_numpy(weight).to(dtype).double().numpy()
     found = covariance(features, ranks, groups, weight, 0.1, "fisher")
     scale = standardised(features)[1]
     level = features.mean(0) / scale
