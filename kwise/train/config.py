@@ -102,8 +102,10 @@ class KwiseConfig(TrainingArguments):
 
     @property
     def what_is_trained(self) -> dict[str, Any]:
-        """Beside the rankings, as JSON has it: what the state of an optimiser belongs to, and which rankings come next."""
-        names = ("objective", "objective_options", "rankings_per_step", "seed", "data_seed")
+        """Beside the rankings, as JSON has it: what the state of an optimiser belongs to or holds itself (a new value would do
+        nothing), and which rankings come next."""
+        names = ["objective", "objective_options", "rankings_per_step", "seed", "data_seed", "optim", "learning_rate"]
+        names += ["weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"]
         found: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return found
 

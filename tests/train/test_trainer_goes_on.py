@@ -61,6 +61,8 @@ def saved_at_step_2(tokenizer, folder, **options):
         ({"objective": "all_pairs"}, "of a run with another objective"),
         ({"rankings_per_step": 4}, "of a run with another rankings_per_step"),
         ({"seed": 1}, "of a run with another seed"),
+        ({"learning_rate": 1e-5, "weight_decay": 0.1}, "of a run with another learning_rate, weight_decay"),
+        ({"optim": "adafactor"}, "of a run with another optim"),
         ({"max_steps": 1}, "beyond step 1, with which this run would end"),
         ({"max_steps": -1, "num_train_epochs": 0.5}, "beyond step 1, with which this run would end"),
     ],
