@@ -33,6 +33,7 @@ UNREAD = (
     "label_names",
     "train_sampling_strategy",
 )
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that go by metric_for_best_model
 REFUSED = {
     "neftune_noise_alpha": "its noise is scaled by the tokens of a batch: the loss would depend on tokens_per_row",
     "enable_jit_checkpoint": "kwise train saves a checkpoint when it is told to stop, and transformers' would not be whole",
@@ -64,6 +65,9 @@ class KwiseConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._know_the_better()
         super().__post_init__()
+        if self.lr_scheduler_type in BY_EVALUATION:
+            mode = "max" if self.greater_is_better else "min"  # torch's own is "min" whatever the metric
+            self.lr_scheduler_kwargs: dict[str, Any] = {"mode": mode} | (self.lr_scheduler_kwargs or {})
         objective(self.objective, **self.objective_options)  # raises for what it does not know
         for name in ("rankings_per_step", "tokens_per_row"):
             if getattr(self, name) < 1:

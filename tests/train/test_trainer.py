@@ -230,6 +230,21 @@ def test_gradients_of_a_ranking_in_several_rows_are_those_of_its_own_loss(tokeni
     assert predicted == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize(("metric", "improving"), [("pair_accuracy", [0.6, 0.7]), ("nll", [0.7, 0.6])])
+def test_a_schedule_that_goes_by_the_evaluation_lowers_the_rate_where_it_gets_no_better(
+    tokenizer, tmp_path, metric, improving
+):
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    settings |= {"metric_for_best_model": metric, "eval_strategy": "epoch"}
+    trainer = make_trainer(tokenizer, tmp_path, held_out=make_rankings(4, seed=1), **settings)
+    trainer.create_optimizer_and_scheduler(10)
+    for value in improving:
+        trainer.lr_scheduler.step(value)
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+    trainer.lr_scheduler.step(improving[0])
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
 def test_training_learns_what_makes_an_answer_better(tokenizer, tmp_path):
     trainer = make_trainer(
         tokenizer, tmp_path, make_rankings(40), make_rankings(20, seed=1), num_train_epochs=6, learning_rate=3e-3
