@@ -40,6 +40,15 @@ REFUSED = {
 }
 
 
+def trial(trainer: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's ``[trainer]`` for a run that nobody keeps: without evaluation, what goes by it, trackers and hub."""
+    settings = {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
+    settings |= {"report_to": "none", "push_to_hub": False}
+    if trainer.get("lr_scheduler_type") in BY_EVALUATION:
+        settings["lr_scheduler_type"] = "constant"
+    return trainer | settings
+
+
 @dataclass
 class KwiseConfig(TrainingArguments):
     """``TrainingArguments`` and what a ranking needs. One optimiser step is ``rankings_per_step`` rankings over all processes.

@@ -30,6 +30,7 @@ from kwise.model.attention import attention_of, hidden_states
 from kwise.model.reward_model import TOKENS_PER_ROW, RewardModel, map_rows
 from kwise.objective.design import CHUNK, IN_MEMORY
 from kwise.records import EncodedRanking
+from kwise.train.config import trial
 from kwise.train.recipe import Recipe
 from kwise.train.run import build_trainer, encode, load_base, read_data, trainer_config
 from kwise.train.run_folder import RunFolder
@@ -92,21 +93,14 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
         recipe = replace(recipe, output=nowhere)
         folder = RunFolder(Path(nowhere), console or Console(stderr=True, emoji=False), main=True)
         config = None if recipe.method == "head" else trainer_config(recipe)  # its mistakes come out here too
-        quiet = {
-            "eval_strategy": "no",
-            "eval_on_start": False,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "load_best_model_at_end": False,
-        }
-        quiet |= {"report_to": "none", "disable_tqdm": True}
+        quiet = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
         rankings, held_out = read_data(recipe, texts=config is None)
         model = load_base(recipe, folder)
         scored = encode_distinct(model.encoder, held_out).encoded
         if config is None:
             pool = encode_distinct(model.encoder, rankings).encoded
             return _of_head(model, pool, scored, sum(len(ranking.ranks) for ranking in rankings), recipe)
-        rehearsed = trainer_config(replace(recipe, trainer=recipe.trainer | quiet))
+        rehearsed = trainer_config(replace(recipe, trainer=trial(recipe.trainer) | quiet))
         trainer = build_trainer(model, encode(model, recipe, folder), [], recipe, rehearsed, folder, kind=Rehearsal)
         assert isinstance(trainer, Rehearsal)
         return _of_trainer(trainer, scored, recipe)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kwise.train.checkpoints import SEAL
+from kwise.train.config import trial
 from kwise.train.recipe import Recipe
 
 STEPS = 4
@@ -30,14 +31,8 @@ def verify_resume(recipe: Recipe) -> list[str]:
     """
     if recipe.method == "head":
         raise ValueError("--verify-resume is for methods lora and full: a head fit has no steps to go on from")
-    trainer = recipe.trainer | {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
-    trainer |= {
-        "eval_on_start": False,
-        "save_total_limit": 1,
-        "report_to": "none",
-        "push_to_hub": False,
-        "load_best_model_at_end": False,
-    }
+    trainer = trial(recipe.trainer)
+    trainer |= {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     beside = Path(recipe.output).parent
     beside.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=beside))

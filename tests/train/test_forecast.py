@@ -94,6 +94,17 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing_behind(recipe_file, tmp
     assert "DOES NOT FIT" not in str(found)
 
 
+def test_a_dry_run_makes_no_repository_on_the_hub(recipe_file, monkeypatch):
+    made = []
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_, **__: made.append("repository"))
+    forecast(load_recipe(recipe_file, ["trainer.push_to_hub=true"]))
+    assert not made
+
+
+def test_a_dry_run_is_made_also_of_a_schedule_that_goes_by_the_evaluation(recipe_file):
+    assert forecast(load_recipe(recipe_file, ["trainer.lr_scheduler_type=reduce_lr_on_plateau"])).seconds > 0
+
+
 @pytest.mark.parametrize("budget", [600, 1200])
 def test_rows_of_different_length_are_measured_also_where_every_ranking_is_over_the_budget(recipe_file, budget):
     found = forecast(load_recipe(recipe_file, [f"trainer.tokens_per_row={budget}"]))

@@ -17,6 +17,12 @@ def test_a_run_that_goes_on_exactly_is_found_equal_and_nothing_is_left_behind(wo
     assert sorted(workshop.iterdir()) == before
 
 
+def test_a_schedule_that_goes_by_the_evaluation_is_verified_without_it(workshop):
+    write_rankings(workshop / "train.jsonl", 40, noise=4)
+    schedule = ["trainer.lr_scheduler_type=reduce_lr_on_plateau", "trainer.eval_strategy=epoch"]
+    assert verify_resume(load_recipe(workshop / "recipe.toml", [*LORA, *schedule])) == []
+
+
 def test_what_differs_is_said(tmp_path):
     """A planted difference in each kind of thing compared."""
     assert module._unequal({"a": [torch.ones(2), 3]}, {"a": [torch.ones(2), 3]}, "x") == []
