@@ -36,6 +36,7 @@ UNREAD = (
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that go by metric_for_best_model
 REFUSED = {
     "neftune_noise_alpha": "its noise is scaled by the tokens of a batch: the loss would depend on tokens_per_row",
+    "ignore_data_skip": "a run that goes on would begin its epoch anew, on rankings that it was trained on",
     "enable_jit_checkpoint": "kwise train saves a checkpoint when it is told to stop, and transformers' would not be whole",
 }
 

@@ -20,7 +20,9 @@ def test_settings_that_rankings_do_not_go_by_are_refused(tmp_path, options):
         KwiseConfig(str(tmp_path), use_cpu=True, **options)
 
 
-@pytest.mark.parametrize("options", [{"neftune_noise_alpha": 5.0}, {"enable_jit_checkpoint": True}])
+@pytest.mark.parametrize(
+    "options", [{"neftune_noise_alpha": 5.0}, {"enable_jit_checkpoint": True}, {"ignore_data_skip": True}]
+)
 def test_settings_that_would_do_harm_are_refused_with_the_reason(tmp_path, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: .*; leave it alone"):
         KwiseConfig(str(tmp_path), use_cpu=True, **options)
