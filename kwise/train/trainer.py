@@ -83,6 +83,8 @@ class KwiseTrainer(Trainer):
             raise ValueError(
                 "peft_config: prompt and prefix tuning put tokens of their own before a row, which has many prompts"
             )
+        if peft_config is not None and peft_config.task_type not in (None, "SEQ_CLS"):
+            raise ValueError(f"peft_config: it has task_type {peft_config.task_type}, a reward model's is SEQ_CLS")
         self.decoder: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
         backbone.require_head(self.decoder)
         self.decoder.to(args.device)  # before the attention is chosen: that depends on it

@@ -285,6 +285,11 @@ def test_several_evaluation_sets_no_rankings_and_prompt_tuning_are_refused_in_wo
         make_trainer(tokenizer, tmp_path, peft_config=PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
 
 
+def test_adapters_of_a_language_model_are_refused_with_the_task_that_a_reward_model_has(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"peft_config: .* task_type CAUSAL_LM, .* is SEQ_CLS"):
+        make_trainer(tokenizer, tmp_path, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+
+
 def plant(trainer):
     """Make a NaN of the embedding of the token that the fewest rankings hold. Gives their lines."""
     holders: dict[int, set[int]] = {}
