@@ -11,6 +11,7 @@ from typing import Any
 from kwise.data.cache import content_hash
 
 SEAL = "kwise_seal.json"
+STATE, SUMS = "trainer_state.json", "sums_*.pt"  # of transformers' Trainer and of KwiseTrainer
 NAME = re.compile(r"checkpoint-(\d+)")  # transformers' name for the folder of a step
 
 
@@ -26,6 +27,8 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
 
 def fault(folder: Path) -> str | None:
     """What is wrong with the checkpoint in ``folder``: None if it has every byte that was sealed."""
+    if not folder.is_dir():
+        return "there is no such folder"
     if not (folder / SEAL).exists():
         return "it was not written to its end"
     try:
@@ -65,7 +68,7 @@ def step_of(folder: Path, rankings: str, trained: dict[str, Any], last: int) -> 
         raise ValueError(
             f"{folder} is beyond step {last}, with which this run would end: set max_steps or num_train_epochs no lower than it"
         )
-    if not any(folder.glob("sums_*.pt")):
+    if not any(folder.glob(SUMS)):
         raise ValueError(f"{folder} holds the model only (save_only_model): nothing can go on from it")
     return step
 
@@ -73,13 +76,17 @@ def step_of(folder: Path, rankings: str, trained: dict[str, Any], last: int) -> 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint in ``folder``. Newer ones that are not whole are removed, after a warning by ``say``.
 
-    They must go: the run that goes on writes checkpoints of the same steps.
+    They must go: the run that goes on writes checkpoints of the same steps. Raises ``ValueError`` for one that is whole but of
+    another trainer.
     """
     found = [each for each in folder.glob("checkpoint-*") if NAME.fullmatch(each.name) and each.is_dir()]
     for checkpoint in sorted(found, key=_step, reverse=True):
         problem = fault(checkpoint)
         if problem is None:
             return checkpoint
+        # transformers writes its state last, a KwiseTrainer its sums before
+        if not (checkpoint / SEAL).exists() and (checkpoint / STATE).exists() and not any(checkpoint.glob(SUMS)):
+            raise ValueError(f"{checkpoint} was written by another trainer: choose another folder, or move it away")
         say(f"WARNING: {checkpoint} is not used, and removed: {problem}")
         shutil.rmtree(checkpoint)
     return None

@@ -55,6 +55,21 @@ def test_the_newest_is_told_by_its_step_and_the_seal_gives_back_its_facts(tmp_pa
     assert newest(tmp_path, pytest.fail) is None
 
 
+def test_a_checkpoint_of_another_trainer_is_left_alone(tmp_path):
+    foreign = make(tmp_path, 500, sealed=False)
+    (foreign / "trainer_state.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="checkpoint-500 was written by another trainer"):
+        newest(tmp_path, pytest.fail)
+    assert (foreign / "model.safetensors").exists()
+    (foreign / "sums_0.pt").touch()  # a KwiseTrainer's, killed before it was sealed
+    assert newest(tmp_path, lambda said: None) is None
+    assert not foreign.exists()
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    assert fault(tmp_path / "checkpoint-5") == "there is no such folder"
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "recipe.toml"
     write_whole(path, "one")
