@@ -176,8 +176,9 @@ class KwiseTrainer(Trainer):
         """As ``transformers.Trainer.train``, from the newest whole checkpoint of ``output_dir`` for ``True``.
 
         What follows is what would have followed without the interruption, bit for bit where the machine's arithmetic is
-        (docs/10-long-runs.md). Raises ``ValueError`` for a checkpoint that is not whole or not of this run (``step_of``), and for
-        ``True`` if there is none.
+        (docs/10-long-runs.md); but callbacks of the caller's own, such as transformers' EarlyStoppingCallback, count anew unless
+        ``restore_callback_states_from_checkpoint`` is set. Raises ``ValueError`` for a checkpoint that is not whole or not of
+        this run (``step_of``), and for ``True`` if there is none.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(newest(Path(self.args.output_dir), logger.warning) or "")
