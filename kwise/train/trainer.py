@@ -264,7 +264,8 @@ class KwiseTrainer(Trainer):
         if push:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
-            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
+            # by time: an earlier run in the folder may have left later steps
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _maybe_log_save_evaluate(self, *inputs: Any, **named: Any) -> None:
         """As transformers', but after an epoch's last step only the loss is logged: the call at the epoch's end, which follows at

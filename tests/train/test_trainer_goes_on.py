@@ -1,5 +1,6 @@
 """A run that goes on from a checkpoint, ends early, or is told to stop."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -118,6 +119,15 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, 
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_of_two_runs_in_one_folder_the_first_ones_checkpoints_go_first(tokenizer, tmp_path):
+    options = {"rankings_per_step": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    make_trainer(tokenizer, tmp_path, max_steps=6, **options).train()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        os.utime(checkpoint, (1e9, 1e9))  # years ago
+    make_trainer(tokenizer, tmp_path, max_steps=3, seed=1, **options).train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 
 def test_a_stop_saves_also_where_an_earlier_run_left_a_checkpoint_of_that_step(tokenizer, tmp_path):
