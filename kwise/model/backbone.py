@@ -185,15 +185,19 @@ def leave_bos_to_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Make model and tokenizer agree on a pad token that is not EOS. Returns what was done, or None if nothing was.
+    """Make model and tokenizer agree on a pad token that is neither EOS nor what the chat template ends a conversation with.
+    Returns what was done, or None if nothing was.
 
-    transformers reads a classifier's score at the last token that is not pad: with pad = EOS it would read one token early
-    whenever a conversation ends with EOS. kwise carries the index instead, but the tools that load the model do not. The
-    unknown token serves if there is one; else ``<|pad|>`` is added to the vocabulary.
+    transformers reads a classifier's score at the last token that is not pad: of a conversation that ends with pad it would read
+    it early. kwise carries the index instead, but the tools that load the model do not. The unknown token serves if there is one;
+    else ``<|pad|>`` is added to the vocabulary.
     """
     config = model.config.get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, *eos}
+    if tokenizer.chat_template:
+        probe = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+        taken.update(list(tokenizer.apply_chat_template(probe, tokenize=True, return_dict=False))[-1:])
     before = tokenizer.pad_token
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken:

@@ -110,6 +110,13 @@ def test_a_missing_pad_token_or_one_that_ends_texts_becomes_another(causal, toke
     assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id, None)
 
 
+def test_a_pad_token_that_conversations_end_with_becomes_another(causal, make_tokenizer):
+    tokenizer = make_tokenizer(template="{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    tokenizer.pad_token = "<|im_end|>"  # which is not its EOS
+    note = backbone.set_pad_token(backbone.from_causal_lm(causal), tokenizer)
+    assert note == "pad token set to '<unk>' (was '<|im_end|>')"
+
+
 def test_a_pad_token_is_added_to_the_vocabulary_when_none_can_serve(causal, tokenizer, tmp_path):
     tokenizer.pad_token = tokenizer.unk_token = None
     model = backbone.from_causal_lm(causal)
