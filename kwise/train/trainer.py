@@ -26,6 +26,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from kwise.data.encode import Encoder
 from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes, with_offsets
 from kwise.data.packing import build_row, pack, split
+from kwise.data.strength import THIRDS, pair_thirds
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import reward_tokens, row_inputs, set_attention
@@ -112,6 +113,12 @@ class KwiseTrainer(Trainer):
             self.settings.trained = {"layers": self.decoder.config.get_text_config().num_hidden_layers}
         self.encoder = Encoder(processing_class, args.max_length, args.truncation)
         self.eval_rankings = list(eval_dataset or [])
+        best_by = (args.metric_for_best_model or "").removeprefix("eval_")
+        thirds = pair_thirds(self.eval_rankings) if best_by in THIRDS else []
+        if thirds and not any(best_by in own.values() for own in thirds):
+            raise ValueError(
+                f"metric_for_best_model: no held-out ranking has {best_by}; they are told by columns judge_values or margin"
+            )
         if isinstance(train_dataset, EncodedRankings):
             if train_dataset.fingerprint != fingerprint(self.encoder):
                 raise ValueError(

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -283,6 +284,16 @@ def test_several_evaluation_sets_no_rankings_and_prompt_tuning_are_refused_in_wo
         make_trainer(tokenizer, tmp_path, rankings=[]).train()
     with pytest.raises(ValueError, match="peft_config: prompt and prefix tuning"):
         make_trainer(tokenizer, tmp_path, peft_config=PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+
+
+def test_a_best_checkpoint_by_pairs_that_no_held_out_ranking_has_is_refused_before_training(tokenizer, tmp_path):
+    settings = {"metric_for_best_model": "weak_pairs", "eval_strategy": "epoch"}
+    held_out = make_rankings(4, seed=1)
+    with pytest.raises(ValueError, match="metric_for_best_model: no held-out ranking has weak_pairs"):
+        make_trainer(tokenizer, tmp_path, held_out=held_out, **settings)
+    judged = [replace(each, columns={"judge_values": [rank**2 for rank in each.ranks]}) for each in held_out]
+    trainer = make_trainer(tokenizer, tmp_path, held_out=judged, **settings)
+    assert "eval_weak_pairs" in trainer.evaluate()
 
 
 def test_adapters_of_a_language_model_are_refused_with_the_task_that_a_reward_model_has(tokenizer, tmp_path):
