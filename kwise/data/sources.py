@@ -21,6 +21,7 @@ from kwise.data.turns import (
     TRANSCRIPT,
     FieldError,
     answers_to,
+    asked,
     messages_of,
     objects_of,
     prompt_messages,
@@ -229,7 +230,7 @@ def _common_prompt(turns: dict[str, list[Message]]) -> list[Message]:
     (first, one), (second, other) = turns.items()
     if one[:-1] != other[:-1]:
         raise FieldError(second, f"its conversation differs from that of '{first}' before the last turn")
-    return one[:-1]
+    return asked(one[:-1], first)
 
 
 def _answers(side: object, field: str) -> list[str]:

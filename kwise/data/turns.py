@@ -39,6 +39,11 @@ def prompt_messages(prompt: object, field: str) -> list[Message]:
         messages = transcript(text, field) if TRANSCRIPT.match(text) else [Message(role="user", content=text)]
         if len(messages) > 1 and messages[-1] == Message(role="assistant", content=""):
             messages.pop()
+    return asked(messages, field)
+
+
+def asked(messages: list[Message], field: str) -> list[Message]:
+    """``messages`` if they are a prompt. Raises ``FieldError`` when they are empty or the last turn is not the user's."""
     if not any(message["content"].strip() for message in messages):
         raise FieldError(field, "the prompt is empty")
     if messages[-1]["role"] != "user":
@@ -75,6 +80,7 @@ def conversation(value: object, field: str) -> list[Message]:
     messages = messages_of(value, field)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise FieldError(field, "a conversation to score must end with an assistant turn after a prompt")
+    asked(messages[:-1], field)
     return messages
 
 

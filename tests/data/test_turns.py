@@ -138,6 +138,28 @@ def test_a_conversation_to_score_ends_with_an_assistant_turn_after_a_prompt() ->
 
 
 @pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ([said("user", " ")], "the prompt is empty"),
+        ([said("system", "x")], "the prompt must end with a user turn, this ends with 'system'"),
+        ([USER, said("assistant", "x")], "the prompt must end with a user turn, this ends with 'assistant'"),
+    ],
+)
+def test_a_prompt_inside_whole_conversations_is_held_to_what_one_in_a_column_is(turns, told) -> None:
+    one, other = ([*turns, said("assistant", text)] for text in "ab")
+    assert refused({"chosen": one, "rejected": other}, "pairs") == f"f.jsonl, line 7, field 'chosen': {told}"
+    sides = {"conversation_a": one, "conversation_b": other}
+    assert refused(ARENA | sides, "arena") == f"f.jsonl, line 7, field 'conversation_a': {told}"
+    with pytest.raises(FieldError, match=told):
+        conversation(one, "messages")
+
+
+def test_an_empty_prompt_in_front_of_two_transcripts_is_refused() -> None:
+    row = {"chosen": "\n\nHuman: \n\nAssistant: a", "rejected": "\n\nHuman: \n\nAssistant: b"}
+    assert refused(row, "pairs") == "f.jsonl, line 7, field 'chosen': the prompt is empty"
+
+
+@pytest.mark.parametrize(
     ("row", "field"),
     [
         ({"prompt": "q \ud800", "chosen": "a", "rejected": "b"}, "prompt"),
