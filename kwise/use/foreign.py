@@ -41,16 +41,15 @@ def row_scores(row: dict[str, Any], ranking: Ranking) -> list[float]:
 
 
 def holds_scores(row: dict[str, Any]) -> bool:
-    """Whether any response of the row has a score, good or bad."""
-    items = [item for column in ("answers", "completions") for item in row.get(column) or ()]
+    """Whether any response of a suite's row has a score, good or bad."""
     names = {name for sides in PAIR_SCORES for name in sides} | {"scores", *(f"score_{letter}" for letter in LETTERS)}
-    return not names.isdisjoint(row) or any("score" in item for item in items)
+    return not names.isdisjoint(row)
 
 
 def _columns(row: dict[str, Any], ranking: Ranking) -> list[tuple[str, Any]]:
     """The name and value of each score there is."""
     for column in ("answers", "completions"):
-        if column in row:
+        if column in row and column not in ranking.columns:  # else it holds something else than the responses
             items = [(f"{column}[{k}].score", item) for k, item in enumerate(row[column])]
             for field, item in items:
                 if "score" not in item:

@@ -1,8 +1,11 @@
 """Scores in every form they come in, and what is said where they are missing or no numbers."""
 
+import json
+
 import pytest
 
 from kwise import DataError
+from kwise.use.evaluation import foreign_scores, open_data
 from kwise.use.foreign import row_scores
 
 ANSWERS = {"answers": [{"answer": "x", "score": 1.5}, {"answer": "y", "score": -2}]}
@@ -54,6 +57,16 @@ def test_what_is_no_score_is_told_with_file_line_and_field(ranking, row, field, 
         row_scores(row, ranking(file="scored.jsonl", line=4))
     assert (error.value.file, error.value.line, error.value.field) == ("scored.jsonl", 4, field)
     assert problem in error.value.problem
+
+
+@pytest.mark.parametrize("own", [3, ["score one", "b"], [1, 2], [{"text": "x"}]], ids=str)
+@pytest.mark.parametrize("column", ["answers", "completions"])
+def test_a_column_of_the_users_own_that_holds_no_responses_is_not_asked_for_scores(tmp_path, column, own):
+    row = {"chosen": "Human: q\n\nAssistant: x", "rejected": "Human: q\n\nAssistant: y", column: own}
+    file = tmp_path / "scored.jsonl"
+    file.write_text(json.dumps(row | {"chosen_score": 2.5, "rejected_score": 1}) + "\n")
+    ((_, _, scored),) = foreign_scores([open_data(str(file))])
+    assert scored.rewards == [[2.5, 1.0]]
 
 
 def test_an_empty_list_of_scores_is_an_error(ranking):
