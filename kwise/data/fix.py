@@ -24,12 +24,12 @@ PAIR_SCORES = (
 # column for each side, or one list for all answers
 SCORES: dict[str, dict[str, list[tuple[str, ...]]]] = {
     "chosen": {
-        "score": [*PAIR_SCORES, ("scores",), ("score_a", "score_b")],
+        "score": [*PAIR_SCORES, ("score_a", "score_b"), ("scores",)],
         "score_error": [("chosen_score_error", "rejected_score_error")],
         "score_lower": [("chosen_score_lower", "rejected_score_lower")],
     },
     "response_a": {
-        "score": [("scores",), ("score_a", "score_b")],
+        "score": [("score_a", "score_b"), ("scores",)],
         "score_error": [("score_error_a", "score_error_b")],
         "score_lower": [("score_lower_a", "score_lower_b")],
     },

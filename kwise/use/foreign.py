@@ -62,7 +62,7 @@ def _columns(row: dict[str, Any], ranking: Ranking) -> list[tuple[str, Any]]:
             return [
                 each for side, count in zip(sides, counts, strict=True) for each in _listed(row, side, ranking, count)
             ]
-    if "scores" in row:
+    if "scores" in row and "score_a" not in row:  # what kwise score wrote comes first
         return _listed(row, "scores", ranking, len(ranking.responses))
     if "score_a" in row or "response_a" in row:
         letters = LETTERS[: len(ranking.responses)]

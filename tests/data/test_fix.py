@@ -199,6 +199,15 @@ def test_scores_that_eval_reads_from_a_file_it_reads_from_its_cleaned_copy(
     assert sum("stand beside the answers now, as 'score'" in what for what in done) == 1
 
 
+def test_the_scores_that_kwise_score_wrote_into_a_battle_come_before_a_list_of_the_users_own(tmp_path: Path) -> None:
+    given, out = BATTLE | {"scores": [5, 3], "score_a": -1, "score_b": 2.5}, tmp_path / "clean.jsonl"
+    path = written(tmp_path, given)
+    assert row_scores(given, next(read_rankings(path))) == [-1, 2.5]
+    fix(path, str(out))
+    (after,) = read_rankings(out)
+    assert row_scores(json.loads(out.read_text()), after) == [-1, 2.5] and after.columns == {"scores": [5, 3]}
+
+
 def test_errors_and_lower_bounds_go_with_the_scores(tmp_path: Path) -> None:
     gains = {"score": (1, 2), "score_error": (0.1, 0.2), "score_lower": (0.9, 1.8)}
     pair = {f"{side}_{name}": both[i] for name, both in gains.items() for i, side in enumerate(("chosen", "rejected"))}
