@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -28,7 +29,6 @@ from kwise.objective.calibration import figures
 from kwise.objective.metrics import Metric, metric_terms, summarise
 from kwise.records import Ranking
 from kwise.use.model_card import model_card
-from kwise.use.results import file_names
 
 PRECISIONS = ("bfloat16", "float16", "int8")
 STARTER = "starter:heldout"
@@ -115,7 +115,7 @@ def export(
         if shortened:  # the same of the original, which has the same tokenizer
             notes.append(f"{shortened} responses of those scored were cut to {copy.settings.max_length} tokens")
         change = _change(dtype, before, after) if dtype else None
-        names = file_names(rankings, _name)
+        names = _names(rankings)
         metrics = {names[file]: _measured(copy, own, after[file]) for file, own in rankings.items()}
         copy.settings = _published(settings, change)
         copy.settings.write(written)
@@ -195,6 +195,17 @@ def _name(word: str) -> str:
     return HUB_NAME if word == "smollm2" else public_name(word)
 
 
+def _names(files: Iterable[str]) -> dict[str, str]:
+    """The ``_name`` of each file; of several that are called alike the later ones are numbered."""
+    names: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for file in files:
+        name = _name(file)
+        times[name] += 1
+        names[file] = name if times[name] == 1 else f"{name} ({times[name]})"
+    return names
+
+
 def _score(
     model: RewardModel, rankings: dict[str, list[Ranking]], what: str, progress: Progress
 ) -> tuple[dict[str, list[list[float]]], int]:
@@ -228,6 +239,4 @@ def _change(dtype: str, before: dict[str, list[list[float]]], after: dict[str, l
                     pairs += 1
                     flipped += (old[i] - old[j]) * (new[i] - new[j]) <= 0
     mean = sum(differences) / len(differences)
-    return Change(
-        dtype, list(file_names(before, _name).values()), len(differences), max(differences), mean, pairs, flipped
-    )
+    return Change(dtype, list(_names(before).values()), len(differences), max(differences), mean, pairs, flipped)

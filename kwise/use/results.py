@@ -1,7 +1,7 @@
 """What ``kwise eval`` found, as files that others read: RewardBench's result files, and a model card's ``model-index``."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ def _label(model: str) -> str:
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
-def file_names(files: Iterable[str], name: Callable[[str], str] = lambda file: Path(file).name) -> dict[str, str]:
-    """A short ``name`` for each file, or the file as given where two would be called alike."""
-    names = {file: name(file) for file in files}
+def file_names(files: Iterable[str]) -> dict[str, str]:
+    """A short name for each file, or the file as given where two would be called alike."""
+    names = {file: Path(file).name for file in files}
     return {file: short if list(names.values()).count(short) == 1 else file for file, short in names.items()}
 
 

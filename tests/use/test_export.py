@@ -153,15 +153,17 @@ def test_eval_measures_the_bias_table_by_hand_count(folder, rankings, tmp_path):
     assert measured["longer_wins"].value == pytest.approx(3 / 7)
 
 
-def test_two_files_of_one_name_are_both_in_the_card(folder, rankings, tmp_path):
+def test_two_files_of_one_name_are_both_in_the_card_and_neither_by_its_place(folder, rankings, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         shutil.copy(rankings, tmp_path / name / "held.jsonl")
     files = [str(tmp_path / name / "held.jsonl") for name in ("one", "two")]
     result = export(folder, tmp_path / "out", "bfloat16", files)
-    assert list(result.metrics) == result.change.data == files
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert all(file in card for file in files)
+    names = ["held.jsonl", "held.jsonl (2)"]
+    assert list(result.metrics) == result.change.data == names
+    for file in ("README.md", "kwise.json"):
+        text = (tmp_path / "out" / file).read_text()
+        assert all(name in text for name in names) and str(tmp_path) not in text
 
 
 def test_responses_that_were_cut_to_be_scored_are_counted(folder, rankings, tmp_path):
