@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from kwise.data.check import kind_of_error
@@ -43,19 +44,21 @@ def fix(file: str, out: str, source: str = "auto") -> dict[str, int]:
     answer (the best-ranked stays) are removed, with their values in the columns ``PER_ANSWER`` and their places in ``ORDER``; an
     answer is cut at a role marker inside it; rows left with fewer than two answers, and rows that cannot be read, are left out.
     The scores of the sides of a pair or battle go beside its answers (``SCORES``). Other extra columns, and what an answer has
-    beside its text, are kept. Raises ``FileExistsError`` if ``out`` exists, and ``DataError`` if no row is left. Then, and when
-    ``file`` is unreadable half-way, nothing is left at ``out``: half a copy looks like a whole one.
+    beside its text, are kept. Raises ``FileExistsError`` if ``out`` exists, and ``DataError`` if no row is left. Nothing is at
+    ``out`` before the copy is whole, also where the process is killed: half a copy looks like a whole one.
     """
-    with Path(out).open("x", encoding="utf-8") as target:
-        try:
-            done = _write_clean(file, source, target)
-            if not done.get("rows written"):
-                why = "; ".join(f"{what}: {rows}" for what, rows in done.items())
-                raise DataError(f"no row is left after cleaning, so no copy is written ({why})", file=file)
-            return done
-        except BaseException:
-            Path(out).unlink()
-            raise
+    target = Path(out)
+    if target.exists():
+        raise FileExistsError(f"{out} exists; choose another name")
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
+        copy = Path(unfinished, "copy")
+        with copy.open("w", encoding="utf-8") as opened:
+            done = _write_clean(file, source, opened)
+        if not done.get("rows written"):
+            why = "; ".join(f"{what}: {rows}" for what, rows in done.items())
+            raise DataError(f"no row is left after cleaning, so no copy is written ({why})", file=file)
+        copy.rename(target)
+    return done
 
 
 def _write_clean(file: str, source: str, target: TextIO) -> dict[str, int]:

@@ -2,6 +2,10 @@ import datetime
 import gzip
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +295,19 @@ def test_a_fix_that_fails_leaves_no_half_copy_behind(tmp_path: Path, kind: str) 
     with pytest.raises(ValueError):  # DataError is one; which error each is, other tests say
         fix(str(path), str(out), "csv" if kind == "unknown source" else "auto")
     assert not out.exists()
+
+
+def test_a_fix_that_is_killed_half_way_leaves_nothing_that_looks_like_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(GOOD) + "\n") * 200_000)
+    command = "import sys; from kwise.data.fix import fix; fix(*sys.argv[1:])"
+    run = subprocess.Popen([sys.executable, "-c", command, str(path), str(tmp_path / "clean.jsonl")])
+    while not any(each.is_file() and each != path and each.stat().st_size for each in tmp_path.rglob("*")):
+        assert run.poll() is None
+        time.sleep(0.002)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert not (tmp_path / "clean.jsonl").exists()
 
 
 def test_dates_of_a_parquet_column_become_text(tmp_path: Path) -> None:
