@@ -5,6 +5,7 @@ import re
 
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file
@@ -24,7 +25,7 @@ def merge_adapter(
     ``folder``, or else of the base.
 
     ``layers`` is the depth that the base was cut to while training (None: nobody wrote it down, so it was not). Raises
-    ``ValueError`` for an adapter without safetensors weights or without the head, for tensors that are missing or too many,
+    ``ValueError`` for an adapter without sound safetensors weights or without the head, for tensors that are missing or too many,
     for one that repeats layers, and where the adapter reaches fewer layers than the base has: then the base must have been cut.
     """
     weights = cached_file(folder, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
@@ -32,7 +33,10 @@ def merge_adapter(
         raise ValueError(
             f"{folder} has no {ADAPTER_SAFE_WEIGHTS_NAME}: save the adapter as safetensors (kwise reads no pickles)"
         )
-    state = load_file(weights)
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged: {error}") from error
     if not any(f".{backbone.HEAD}." in name for name in state):
         raise ValueError(
             f"{folder}: the adapter has no head; save it with modules_to_save=['{backbone.HEAD}'] (task_type SEQ_CLS)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FILE = "uncertainty.kwise"  # in the safetensors format, but servers load every *.safetensors of a folder as weights
@@ -51,11 +51,16 @@ class Uncertainty:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], head: torch.Tensor) -> "Uncertainty":
-        """Read what ``save`` wrote. Raises ``ValueError`` where it does not belong to ``head`` [1, d], compared in bfloat16
-        so that a model's dtype does not matter: a model trained on since then has another uncertainty."""
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            found = cls(file.get_tensor("root"), file.get_tensor("reference"), file.get_tensor("head"), facts)
+        """Read what ``save`` wrote. Raises ``ValueError`` where it is damaged and where it does not belong to ``head`` [1, d],
+        compared in bfloat16 so that a model's dtype does not matter: a model trained on since then has another uncertainty."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                found = cls(file.get_tensor("root"), file.get_tensor("reference"), file.get_tensor("head"), facts)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): make it anew with 'kwise uncertainty', or remove it"
+            ) from error
         own = head.detach().cpu().bfloat16()[0]
         dtypes = (torch.float32, torch.float16)  # a head that was float16 on the way is rounded twice
         if not any(torch.equal(found.head.to(dtype).bfloat16(), own) for dtype in dtypes):

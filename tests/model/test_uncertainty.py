@@ -80,6 +80,15 @@ def test_it_belongs_to_its_head_in_any_dtype(tmp_path, dtype):
         Uncertainty.load(tmp_path / FILE, (own.head[None] * 1.1).to(dtype))
 
 
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_a_file_that_is_cut_short_is_an_error_that_names_it(tmp_path, kept):
+    own = some()
+    own.save(tmp_path)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{FILE} is damaged .*kwise uncertainty"):
+        Uncertainty.load(tmp_path / FILE, own.head[None])
+
+
 def test_features_of_any_dtype_and_under_autocast_have_float32_errors():
     own, features = some(), torch.randn(5, 4)
     plain = own.errors(features)

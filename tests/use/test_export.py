@@ -348,6 +348,9 @@ def test_adapters_that_do_not_fit_are_errors_that_say_why(adapter, tmp_path):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
 
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused("adapter_model.safetensors is damaged")
     (folder / "kwise.json").unlink()
     refused("the adapter is of 2 layers, its base .* has 3")
     spoil(folder, lambda state: {name: value for name, value in state.items() if ".score." not in name})
