@@ -26,14 +26,11 @@ def keep(
     row: dict[str, Any] | DataError | None = None
     for _ in range(kept):
         number, row = next(lines, (0, None))
-    try:
-        before = _read(last or b"{}")
-    except ValueError:  # no JSON, so no line of ours
-        before = None
-    if kept and (not isinstance(row, dict) or not _same_but_scores(row, before)):
+    if kept and not belongs(row, last):
         raise ValueError(
             f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
         )
+    before = _read(last or b"{}")
     if kept and {name: before[name] for name in (CALIBRATION, LOWER_BOUND) if name in before} != how:
         raise ValueError(
             f"line {kept} of {target} was scored with another calibration or lower bound, or with none where this run has "
@@ -86,7 +83,14 @@ def _read(text: str | bytes) -> Any:
     return json.loads(text, parse_constant=str)
 
 
-def _same_but_scores(row: dict[str, Any], scored: Any) -> bool:
+def belongs(row: dict[str, Any] | DataError | None, line: bytes) -> bool:
+    """Is ``line`` of an output ``row`` of the input, with scores?"""
+    if not isinstance(row, dict):
+        return False
+    try:
+        scored = _read(line)
+    except ValueError:  # no JSON, so no line of ours
+        return False
     plain = _read(json.dumps(row, default=str))
     written = {*GAINS, *names(PAIR), *names(BATTLE), *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
     for name, value in plain.items():

@@ -12,6 +12,7 @@ windows, and windows are packed alike whoever scores them, so that the bytes of 
 
 import os
 import re
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from filelock import FileLock
 
 from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
-from kwise.use.kept_lines import keep
+from kwise.records import DataError
+from kwise.use.kept_lines import belongs, keep
 from kwise.use.score_file import assert_not_input, score_file
 from kwise.use.scored_lines import WINDOW, columns_of
 
@@ -58,25 +60,30 @@ def score_share(
     if not whole.exists():
         counts |= score_file(model, file, str(own), resume, share=(process, processes), **options)
         own.replace(whole)
-    counts["together"] = _together(target, processes)
+    counts["together"] = _together(target, file, processes)
     return counts
 
 
-def _together(target: Path, processes: int) -> int:
-    """Put the shares of ``target`` together if all are whole. Gives the number of lines, 0 if one is not, or another did it."""
+def _together(target: Path, file: str, processes: int) -> int:
+    """Put the shares of ``target`` together if all are whole. Gives the number of lines, 0 if one is not, or another did it.
+    Raises ``ValueError`` for a share whose lines are no longer those of ``file``."""
     shares = [Path(f"{target}.scored-{i}-of-{processes}") for i in range(processes)]
     with FileLock(f"{target}.lock") as lock:
         if target.exists() or not all(share.exists() for share in shares):
             return 0
         count = 0
         unfinished = Path(f"{target}.unfinished")
-        with unfinished.open("wb") as output:
-            files = [share.open("rb") for share in shares]
-            while lines := [line for file in files for line in islice(file, WINDOW)]:
+        with unfinished.open("wb") as output, ExitStack() as stack:
+            opened = [stack.enter_context(share.open("rb")) for share in shares]
+            source, window = read_lines(file), 0
+            while rows := [row for _, row in islice(source, WINDOW)]:
+                lines = list(islice(opened[window % processes], WINDOW))
+                _assert_of(rows, lines, shares[window % processes], file)
                 output.writelines(lines)
                 count += len(lines)
-            for file in files:
-                file.close()
+                window += 1
+            for share, left in zip(shares, opened, strict=True):
+                _assert_of([], list(islice(left, 1)), share, file)
             output.flush()
             os.fsync(output.fileno())
         unfinished.replace(target)
@@ -84,6 +91,12 @@ def _together(target: Path, processes: int) -> int:
             share.unlink()
         Path(lock.lock_file).unlink(missing_ok=True)  # who waited for it finds the target
     return count
+
+
+def _assert_of(rows: list[dict[str, Any] | DataError], lines: list[bytes], share: Path, file: str) -> None:
+    """Somebody may have taken out a line that another share stopped at: then all behind it belong elsewhere."""
+    if len(rows) != len(lines) or not all(map(belongs, rows, lines)):
+        raise ValueError(f"{share} was scored before {file} was changed: remove it, and start again")
 
 
 def _assert_whole(

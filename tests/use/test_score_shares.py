@@ -85,6 +85,32 @@ def test_whole_shares_are_not_scored_again(model, file, tmp_path, monkeypatch, w
     assert out.read_bytes() == whole and beside(out) == []
 
 
+@pytest.mark.parametrize("lost", [0, -1, WINDOW])
+@pytest.mark.parametrize("change", ["lines less", "lines more"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_whole_share_is_refused_where_lines_of_the_input_went_or_came_since(
+    model, file, tmp_path, first, change, lost
+):
+    """As by who takes out a bad line that another process stopped at."""
+    out, lines = tmp_path / "out.jsonl", Path(file).read_text().splitlines(keepends=True)
+    fewer = lines[lost:] if lost == WINDOW else lines[:lost] + lines[lost:][1:]
+    before, after = (lines, fewer) if change == "lines less" else (fewer, lines)
+    Path(file).write_text("".join(before))
+    score_share(model, file, str(out), first, 2)
+    Path(file).write_text("".join(after))
+    stale, other = (Path(f"{out}.scored-{i}-of-2") for i in (first, 1 - first))
+    if (first, lost) == (0, -1):  # the last line is of the other share
+        assert score_share(model, file, str(out), 1, 2, resume=True)["together"] == len(after)
+        return
+    with pytest.raises(ValueError, match=f"{stale} was scored before {file} was changed: remove it"):
+        score_share(model, file, str(out), 1 - first, 2, resume=True)
+    assert not out.exists() and other.exists()
+    stale.unlink()
+    score_share(model, file, str(out), first, 2, resume=True)
+    score_file(model, file, str(tmp_path / "whole.jsonl"))
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and beside(out) == []
+
+
 def test_another_number_of_processes_is_refused(model, file, tmp_path):
     out = tmp_path / "out.jsonl"
     score_share(model, file, str(out), 0, 2)
