@@ -43,7 +43,7 @@ def from_causal_lm(
     every backbone tensor that the checkpoint lacks or that the model has no place for, and for a base that is a classifier
     already.
     """
-    with _naming(base):
+    with naming(base):
         config = AutoConfig.from_pretrained(base, num_labels=1)
     if any("Classification" in name for name in config.architectures or ()):
         raise ValueError(f"{base} is a classifier already: its head would be lost. Train on from it with KwiseTrainer")
@@ -81,12 +81,12 @@ def skeleton(base: str | os.PathLike[str], vocab_size: int | None = None) -> Pre
 
     ``vocab_size`` is the number of rows of its embedding, None that of the config.
     """
-    with _naming(base):
+    with naming(base):
         config = AutoConfig.from_pretrained(base, num_labels=1)
     config.problem_type = "regression"
     if vocab_size is not None:
         config.get_text_config().vocab_size = vocab_size
-    with _naming(base), torch.device("meta"):
+    with naming(base), torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     require_head(model)
     return model
@@ -125,7 +125,7 @@ def load(folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Pr
     ``dtype`` None keeps the dtype of the file.
     """
     refuse_adapter(folder)
-    with _naming(folder):
+    with naming(folder):
         config = AutoConfig.from_pretrained(folder)
     if config.num_labels != 1:
         raise ValueError(f"{folder}: a reward model has one label (num_labels = 1); train one with 'kwise train'")
@@ -145,7 +145,7 @@ def resolve(base: str) -> str:
 
 def load_tokenizer(base: str | os.PathLike[str], chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of ``base``, with the Jinja ``chat_template`` of that name (``TEMPLATES``) or file where one is given."""
-    with _naming(base):
+    with naming(base):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
     if chat_template is not None:
         file = TEMPLATES.get(chat_template, Path(chat_template))
@@ -212,7 +212,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 @contextlib.contextmanager
-def _naming(source: str | os.PathLike[str]) -> Iterator[None]:
+def naming(source: str | os.PathLike[str]) -> Iterator[None]:
     """Make what cannot be loaded a ``ValueError`` that names it: transformers often leaves out which folder it was, and a
     weights file that is cut short is an exception of its own kind."""
     try:
@@ -239,7 +239,7 @@ def _load(
     **options: Any,
 ) -> PreTrainedModel:
     """``from_pretrained`` that refuses a checkpoint whose tensors are not exactly the model's, but for the one named ``new``."""
-    with _naming(source):
+    with naming(source):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

@@ -140,8 +140,9 @@ def _hub_errors(problem: str) -> Iterator[None]:
 
 def load_float32(folder: str) -> tuple[RewardModel, str]:
     """The model in ``folder``, in float32, an adapter merged; and the dtype that loses nothing when it is written again."""
-    if not is_adapter(folder):
-        config = AutoConfig.from_pretrained(folder)
+    with backbone.naming(folder):
+        config = None if is_adapter(folder) else AutoConfig.from_pretrained(folder)
+    if config is not None:
         if getattr(config, "quantization_config", None):
             raise ValueError(f"{folder} is quantised already: export from the model it was made of")
         return RewardModel.from_pretrained(folder), str(config.dtype or torch.float32).removeprefix("torch.")

@@ -436,6 +436,12 @@ def test_mistakes_are_one_line_and_write_nothing(words, message, folder, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="nobody is no folder here, and as a model of the hub cannot be loaded"):
+        export("nobody", tmp_path / "out")
+
+
 def test_the_command_prints_metrics_and_change_and_never_writes_over_a_folder(folder, rankings, tmp_path):
     words = ["export", folder, "-o", str(tmp_path / "out"), "--dtype", "bfloat16", "--eval", rankings]
     result = CliRunner().invoke(app, words)
