@@ -50,7 +50,8 @@ def merge_adapter(
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG_NAME} does not say which base model the adapter belongs to")
-    whole = AutoConfig.from_pretrained(base)
+    with backbone.naming(base):
+        whole = AutoConfig.from_pretrained(base)
     if any("Classification" in name for name in whole.architectures or ()):
         model = backbone.load(base, dtype)
     else:

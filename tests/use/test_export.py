@@ -348,6 +348,9 @@ def test_adapters_that_do_not_fit_are_errors_that_say_why(adapter, tmp_path):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
 
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone/to/base"}))
+    refused("/gone/to/base is no folder here, and as a model of the hub cannot be loaded")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     refused("adapter_model.safetensors is damaged")
