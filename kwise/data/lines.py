@@ -45,6 +45,11 @@ def public_name(word: str) -> str:
     return f"{suite}:{public_name(path)}" if colon and "/" not in suite else Path(word).name
 
 
+def lasting_name(word: str) -> str:
+    """``word`` for facts that are read later, elsewhere: of a path the whole, as a part of it may look like a hub id there."""
+    return str(Path(word).resolve()) if Path(word).exists() else word
+
+
 def content_key(path: str) -> str:
     """What changes whenever the rows of ``path`` (as ``read_lines`` takes it) do: a hash of the file's bytes, or the commit of
     the hub's data set. Raises ``DataError`` for what is not there."""

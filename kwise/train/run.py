@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kwise.data.covariates import covariates, label
 from kwise.data.encoded import EncodedRankings, with_offsets
 from kwise.data.encoding import encode_files
+from kwise.data.lines import lasting_name
 from kwise.data.sources import read_rankings
 from kwise.data.unique import EncodedPool, encode_distinct
 from kwise.model import backbone
@@ -79,7 +80,7 @@ def train(recipe: Recipe, start_over: bool = False, console: Console | None = No
     # the new head is zero, so every reward is 0: nothing need be run to know that
     before = _evaluate(held_out, [[0.0] * len(ranking.ranks) for ranking in held_out], "before", folder)
     facts: dict[str, Any] = {
-        "base": recipe.model.base,
+        "base": lasting_name(recipe.model.base),
         "method": recipe.method,
         "objective": recipe.objective,
         "objective_options": recipe.objective_options,

@@ -12,6 +12,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kwise.data.lines import lasting_name
 from kwise.model import backbone
 from kwise.model.foreign import (
     HEAD_WEIGHT,
@@ -88,9 +89,9 @@ def import_checkpoint(
         constant += float(checked(found, [assignment.bias])) * assignment.scale
     notes += _say(found, assignment, constant)
     facts: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": lasting_name(str(checkpoint)),
         "layout": layout,
-        "base": str(base),
+        "base": lasting_name(str(base)),
         "chat_template": chat_template,
         "tensors": len(assignment.sources),
         "copies": sum(map(len, assignment.sources.values())) - len(assignment.sources),

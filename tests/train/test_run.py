@@ -63,6 +63,13 @@ def test_the_run_folder_says_how_the_model_came_about(workshop):
     assert (trained["method"], trained["rankings"], trained["held_out"]["pair_accuracy"]["n"]) == ("lora", 12, 18)
 
 
+def test_where_the_base_lies_is_known_from_any_folder(workshop, monkeypatch):
+    monkeypatch.chdir(workshop.parent)
+    run(workshop, f"model.base={workshop.name}/base")
+    trained = json.loads((workshop / "run" / "model" / "kwise.json").read_text())["trained"]
+    assert trained["base"] == str(workshop / "base")
+
+
 def test_the_resolved_recipe_runs_again_to_the_same_model(workshop):
     first = run(workshop)
     again = train(load_recipe(workshop / "run" / "recipe.toml", [f"output='{workshop / 'again'}'"]))

@@ -27,6 +27,7 @@ from kwise import RewardModel
 from kwise.model import backbone, foreign
 from kwise.model.reward_model import Settings
 from kwise.use import import_checkpoint as module
+from kwise.use.export import export
 from kwise.use.import_checkpoint import import_checkpoint
 
 PROMPT = [{"role": "user", "content": "Which sea is the saltiest?"}]
@@ -504,6 +505,20 @@ def test_import_needs_little_more_memory_than_the_model_has_bytes(kind, llama2_t
     print(f"{kind}: {found['grown'] / found['size']:.2f} of {found['size']} bytes")
     assert found["size"] > 5e8
     assert 0.5 * found["size"] < found["grown"] < 1.3 * found["size"]  # below, the measurement would be at fault
+
+
+def test_where_the_base_lies_is_known_from_any_folder_and_never_taken_for_a_hub_id(
+    config, base, folder, tmp_path, monkeypatch
+):
+    starling_7b(config, folder)
+    monkeypatch.chdir(tmp_path.parent)
+    name = tmp_path.name
+    import_checkpoint(f"{name}/{folder.name}", f"{name}/{base.name}", f"{name}/out")
+    facts = settings(tmp_path / "out")["imported"]
+    assert (facts["checkpoint"], facts["base"]) == (str(folder), str(base))
+    monkeypatch.chdir(tmp_path)
+    export("out", tmp_path / "published")
+    assert "base_model" not in (tmp_path / "published" / "README.md").read_text()
 
 
 def test_a_folder_of_kwise_is_no_foreign_checkpoint(base, tmp_path):
