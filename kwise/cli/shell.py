@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from safetensors import SafetensorError
 
 import kwise
 
@@ -47,8 +48,8 @@ def user_errors() -> Iterator[None]:
     """What the user can mend is one message and exit code 1, not a traceback."""
     try:
         yield
-    # bad data or settings; missing files or models; a loss that is not finite
-    except (ValueError, OSError, FloatingPointError) as error:
+    # bad data or settings; missing files or models; weights that do not fit on the disk; a loss that is not finite
+    except (ValueError, OSError, SafetensorError, FloatingPointError) as error:
         errors.print("error:", style="bold red", end=" ")
         say(str(error), errors)
         raise typer.Exit(1) from error

@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 
@@ -123,6 +124,23 @@ def test_no_output_is_written_over_what_is_read(words, model, tmp_path, monkeypa
     code, text = run(*words)
     assert code == 1 and ("is read as" in text or "would be one of the files of starling:suite" in text)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_a_full_disk_is_an_error_in_one_line_and_leaves_no_folder(command, model, tmp_path):
+    out = tmp_path / "out"
+    words = {
+        "export": ["export", model, "-o", out],
+        "import": ["import", model / "model.safetensors", "--base", model, "-o", out],
+    }
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        code, text = run(*words[command])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1 and "File too large" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.mark.parametrize("out", [".", "none/out.json"])
