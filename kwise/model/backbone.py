@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -213,11 +212,10 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 @contextlib.contextmanager
 def naming(source: str | os.PathLike[str]) -> Iterator[None]:
-    """Make what cannot be loaded a ``ValueError`` that names it: transformers often leaves out which folder it was, and a
-    weights file that is cut short is an exception of its own kind."""
+    """Make what cannot be loaded a ``ValueError`` that names it: transformers often leaves out which folder it was."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises just that, safetensors and the checks of a config kinds of their own
         what = "cannot be" if Path(source).is_dir() else "is no folder here, and as a model of the hub cannot be"
         raise ValueError(f"{source} {what} loaded: {error}") from error
 

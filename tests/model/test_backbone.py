@@ -165,6 +165,19 @@ def test_weights_cut_short_are_an_error_that_names_the_folder(causal):
         backbone.from_causal_lm(causal)
 
 
+def test_a_tokenizer_or_config_of_a_kind_that_is_not_known_is_an_error_that_names_the_folder(causal, tokenizer):
+    tokenizer.save_pretrained(causal)
+    content = json.loads((causal / "tokenizer.json").read_text())
+    content["model"]["type"] = "of a later version"
+    (causal / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="base cannot be loaded: data did not match any variant"):
+        backbone.load_tokenizer(causal)
+    config = json.loads((causal / "config.json").read_text())
+    (causal / "config.json").write_text(json.dumps(config | {"vocab_size": None}))
+    with pytest.raises(ValueError, match=r"base cannot be loaded: .*'vocab_size'"):
+        backbone.from_causal_lm(causal)
+
+
 @pytest.mark.parametrize("load", [backbone.from_causal_lm, backbone.load, backbone.load_tokenizer])
 def test_a_folder_that_holds_no_model_is_named(tmp_path, load):
     with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded"):

@@ -192,11 +192,14 @@ BROKEN = {  # how it is broken; the id that doctor must find; its level
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9999]),
         "not_loadable",
     ),
+    "a config that cannot be": (edit_json("config.json", vocab_size="many"), "not_loadable"),
+    "a tokenizer that cannot be": (edit_json("tokenizer.json", model={"type": "of a later version"}), "not_loadable"),
 }
 CONSEQUENCES = {"another prefix": ["weights_unused"]}  # the same tensors, seen from the other side
 LOST = {  # and what transformers cannot load at all
     *("no head", "two labels", "a backbone tensor lacks", "another prefix", "a tensor of no use"),
     *("no safetensors", "cut short", "problem_type of several labels"),
+    *("a config that cannot be", "a tokenizer that cannot be"),
 }
 NO_MEND = {
     "no end of turn",
