@@ -11,6 +11,7 @@ been through the policy's chat template, so neither says what the reward model m
 ``--data.label_key`` set to the column of ``--data.input_key`` it is the prompt as it was before.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -62,7 +63,8 @@ def _asked(label: Any) -> Any:
             "the label is empty: set --data.label_key to the column of --data.input_key, so that it holds the prompt"
         )
     if isinstance(label, str) and label.startswith("[{"):
-        return json.loads(label)
+        with contextlib.suppress(ValueError):  # a question may begin so too
+            return json.loads(label)
     return label
 
 

@@ -58,6 +58,15 @@ def test_several_at_once_and_labels_of_every_form(folder, alone, tokenizer):
     assert found["rewards"].tolist() == pytest.approx([alone(PROMPT, text) for text in TEXTS], abs=1e-5)
 
 
+def test_a_question_that_begins_like_messages_is_text(folder, alone, tokenizer):
+    question = '[{"sea": "Dead"}, {"sea": "Red"}] Which is saltier?'
+    prompt = rendered(tokenizer)
+    found = make_reward_func(folder)([query(tokenizer, prompt, TEXTS[0])], [prompt], [question])
+    assert found["rewards"].tolist() == [
+        pytest.approx(alone([{"role": "user", "content": question}], TEXTS[0]), abs=1e-5)
+    ]
+
+
 def test_an_answer_without_an_end_is_scored_as_it_is(folder, alone, tokenizer):
     prompt = rendered(tokenizer)
     assert make_reward_func(folder)([prompt + "cut off in the mi"], [prompt], [PROMPT])["rewards"].tolist() == [
