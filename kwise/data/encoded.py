@@ -29,7 +29,7 @@ from kwise.data.cache import content_hash
 from kwise.data.encode import Encoder
 from kwise.records import EncodedRanking, Ranking
 
-VERSION = 3  # counts up when ids, or what is kept beside them, come out differently
+VERSION = 4  # counts up when ids, or what is kept beside them, come out differently, and when more is refused
 
 
 @dataclass(frozen=True)
