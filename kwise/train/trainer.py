@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
@@ -188,9 +188,12 @@ class KwiseTrainer(Trainer):
         this run (``step_of``), and for ``True`` if there is none.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(newest(Path(self.args.output_dir), logger.warning) or "")
-            if not resume_from_checkpoint:
+            main = self.accelerator.is_main_process  # of several processes one removes what is not whole
+            found = [newest(Path(self.args.output_dir), logger.warning) if main else None]
+            broadcast_object_list(found)
+            if found[0] is None:
                 raise ValueError(f"there is no whole checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(found[0])
         elif resume_from_checkpoint and (problem := fault(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} cannot be gone on from: {problem}")
         if not self.train_dataset:

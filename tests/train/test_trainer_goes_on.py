@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from trainers import logged, make_rankings, make_trainer
 from transformers import TrainerCallback
 
-from kwise.train.checkpoints import fault
+from kwise.train.checkpoints import SEAL, fault
 from kwise.train.guards import TrainingStopped
 
 
@@ -72,6 +72,19 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tokenizer, tmp
     saved_at_step_2(tokenizer, tmp_path)
     with pytest.raises(ValueError, match=problem):
         make_trainer(tokenizer, tmp_path, **{"max_steps": 4, **changed}).train(resume_from_checkpoint=True)
+
+
+def test_of_several_processes_the_main_one_alone_looks_for_the_newest_checkpoint(tokenizer, tmp_path, monkeypatch):
+    """Each would remove what is not whole, and fail on a file that another one has removed."""
+    saved_at_step_2(tokenizer, tmp_path)
+    (tmp_path / "checkpoint-2" / SEAL).unlink()
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=2)
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", False)
+    heard = [tmp_path / "checkpoint-1"]
+    monkeypatch.setattr("kwise.train.trainer.broadcast_object_list", lambda found: found.__setitem__(0, heard[0]))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.resumed_at == 1
+    assert (tmp_path / "checkpoint-2").exists()
 
 
 def test_the_evaluation_at_the_start_is_not_made_again_by_a_run_that_goes_on(tokenizer, tmp_path):
