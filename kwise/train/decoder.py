@@ -30,6 +30,10 @@ def read_rows(model: PreTrainedModel) -> None:
     Training must go through the model's call, as engines (DDP, FSDP, PEFT, autocast) hook into that.
     """
     plain = type(model).forward
+    # rows have no padding: a token that ends turns may be the base's pad, whose embedding would get no gradient
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
 
     def forward(self: PreTrainedModel, *inputs: Any, reward_at: torch.Tensor | None = None, **named: Any) -> Any:
         if reward_at is None:

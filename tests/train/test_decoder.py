@@ -26,6 +26,18 @@ def test_lora_trains_the_adapters_and_the_head_and_saves_both(tokenizer, tmp_pat
     assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
 
 
+def test_the_embedding_of_a_token_that_was_the_bases_pad_is_trained_too(tokenizer, tmp_path):
+    """As of SmolLM2, whose turns end with its pad token."""
+    tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"
+    model = make_model(len(tokenizer), tokenizer.pad_token_id)
+    ends, before = tokenizer.eos_token_id, model.model.embed_tokens.weight.detach().clone()
+    config = KwiseConfig(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, max_length=128, save_strategy="no")
+    trainer = KwiseTrainer(model, config, make_rankings(), None, tokenizer)
+    torch.nn.init.ones_(trainer.decoder.score.weight)  # so that there is a gradient at the first step
+    trainer.train()
+    assert (trainer.decoder.model.embed_tokens.weight[ends] != before[ends]).any()
+
+
 def test_the_head_beside_adapters_of_a_half_precision_base_is_trained_in_float32(tokenizer, tmp_path):
     """A weight of 0.5 has a step of 0.002 in bfloat16: updates of 0.0001 would all round to nothing."""
     model = make_model(len(tokenizer), tokenizer.pad_token_id).bfloat16()
