@@ -56,8 +56,8 @@ def user_errors() -> Iterator[None]:
 
 
 def check_outputs(words: Sequence[str], *files: Path) -> None:
-    """Raise ``ValueError`` for one of ``files`` that cannot be written, or that is what one of ``words`` names, or is or would be
-    a file of a suite among them: before any work is done."""
+    """Raise ``ValueError`` for one of ``files`` that cannot be written or has the name of another format, or that is what one of
+    ``words`` names, or is or would be a file of a suite among them: before any work is done."""
     from kwise.use.suites import SUITES
     from kwise.use.suites.suite import DATA_FILE
 
@@ -66,6 +66,10 @@ def check_outputs(words: Sequence[str], *files: Path) -> None:
             raise ValueError(f"{file} is a folder: name a file to write")
         if not file.parent.is_dir():
             raise ValueError(f"{file.parent} is no folder to write {file.name} into")
+        if file.suffix in (".gz", ".zst", ".parquet"):
+            raise ValueError(
+                f"what is written is plain text, which a name that ends in {file.suffix} hides: choose another"
+            )
         for word in words:
             suite, _, path = word.partition(":")
             read = Path(path if suite in SUITES and path else word)

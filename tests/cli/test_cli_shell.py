@@ -153,6 +153,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     assert code == 1 and ("is a folder: name a file to write" in text or "none is no folder" in text)
 
 
+@pytest.mark.parametrize("out", ["out.jsonl.gz", "out.jsonl.zst", "out.parquet"])
+@pytest.mark.parametrize("words", [["score", "empty", "a.jsonl", "-o"], ["data", "check", "a.jsonl", "--fix"]])
+def test_plain_text_is_not_written_under_the_name_of_another_format(words, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs_scored(tmp_path / "a.jsonl")
+    code, text = run(*words, out)
+    assert code == 1 and "what is written is plain text" in text and not (tmp_path / out).exists()
+
+
 def closed(*parts, **options):
     """Stands for a terminal whose reader has gone."""
     raise BrokenPipeError
