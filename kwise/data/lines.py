@@ -46,8 +46,8 @@ def public_name(word: str) -> str:
 
 
 def lasting_name(word: str) -> str:
-    """``word`` for facts that are read later, elsewhere: of a path the whole, as a part of it may look like a hub id there."""
-    return str(Path(word).resolve()) if Path(word).exists() else word
+    """``word`` for facts that are read later, elsewhere: of a path that would be taken for a hub id there, the whole."""
+    return str(Path(word).resolve()) if HUB_ID.fullmatch(word) and Path(word).exists() else word
 
 
 def content_key(path: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 import zstandard
 
-from kwise.data.lines import content_key, public_name, read_lines
+from kwise.data.lines import content_key, lasting_name, public_name, read_lines
 from kwise.records import DataError
 
 ROWS = [{"n": 1, "text": "ä"}, {"n": 2, "text": "b\u2028c"}, {"n": 3, "text": ""}]
@@ -353,6 +353,15 @@ def test_what_is_public_of_a_word_is_never_a_place_on_this_machine(tmp_path: Pat
         "rewardbench:owner/name": "rewardbench:owner/name",
     }.items():
         assert public_name(word) == name
+
+
+def test_a_path_like_a_hub_id_is_kept_whole_and_all_else_as_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/tiny").mkdir(parents=True)
+    Path("smollm2").mkdir()
+    assert lasting_name("models/tiny") == str(tmp_path / "models" / "tiny")
+    for word in ("smollm2", "owner/name", "./models/tiny", str(tmp_path)):
+        assert lasting_name(word) == word
 
 
 def test_the_key_of_a_file_is_its_content(tmp_path: Path) -> None:
