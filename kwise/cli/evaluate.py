@@ -42,7 +42,11 @@ PROBES = 60  # answers that an audit edits
 def evaluate(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL... DATA...", help="models, then suites (starling, ...), rankings or pairs"),
+        typer.Argument(
+            metavar="MODEL... DATA...",
+            help="models, then rankings, pairs or suites: "
+            "starling:FOLDER, rewardbench, rewardbench-prior, rewardbench2, rm-bench",
+        ),
     ],
     scores: Annotated[
         bool, typer.Option("--scores", help="no MODEL: the DATA hold the scores, whoever made them")

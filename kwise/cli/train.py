@@ -76,9 +76,10 @@ def fit(
         list[int] | None, typer.Option("--layer", help="cut after the best of these layers; may be repeated")
     ] = None,
     covariates: Annotated[
-        list[str] | None, typer.Option("--covariate", help="left out of scores: length, lists, ...; may be repeated")
+        list[str] | None,
+        typer.Option("--covariate", help="fitted beside the head, left out of scores: length, ...; may be repeated"),
     ] = None,
-    objective: Annotated[str, typer.Option(help="a name of kwise.losses")] = "plackett_luce",
+    objective: Annotated[str, typer.Option(help="a key of kwise.losses.OBJECTIVES")] = "plackett_luce",
     max_length: Annotated[int, typer.Option(help="longest sequence, in tokens")] = 2048,
     resume: Annotated[
         bool, typer.Option("--resume/--start-over", help="what to do with an unfinished run in the output folder")

@@ -8,6 +8,7 @@ from command import run
 from rows_in_files import METRICS, nectar_row, pairs_scored, ranked_by, write
 
 from kwise import RewardModel
+from kwise.use.suites import SUITES
 
 
 def test_eval_json_has_every_metric_per_file_and_split(model, tmp_path):
@@ -20,6 +21,11 @@ def test_eval_json_has_every_metric_per_file_and_split(model, tmp_path):
         assert metrics.keys() >= METRICS
         assert all(metric.keys() == {"value", "low", "high", "n"} for metric in metrics.values())
     assert found["all"]["pair_accuracy"]["n"] == 24 and found["a"]["top1"]["n"] == 4
+
+
+def test_the_help_names_every_suite():
+    _, text = run("eval", "--help")
+    assert all(name in text for name in SUITES)
 
 
 def second_model(model, tokenizer, folder):
