@@ -80,6 +80,13 @@ class KwiseTrainer(Trainer):
             )
         if isinstance(eval_dataset, dict):
             raise ValueError("eval_dataset: several data sets are not supported; give the rankings of one")
+        for name, given in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            items = () if given is None or isinstance(given, EncodedRankings) else given
+            for other in (each for each in items if not isinstance(each, Ranking)):
+                raise ValueError(
+                    f"{name}: must be rankings, as kwise.read_rankings gives them of a file or a hub data set; this has a "
+                    f"{type(other).__name__}"
+                )
         if peft_config is not None and peft_config.is_prompt_learning:
             raise ValueError(
                 "peft_config: prompt and prefix tuning put tokens of their own before a row, which has many prompts"

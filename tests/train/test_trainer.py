@@ -277,6 +277,13 @@ def test_functions_that_would_not_be_called_are_refused(tokenizer, tmp_path, nam
         KwiseTrainer(model, config, make_rankings(), [], tokenizer, **{name: print})
 
 
+@pytest.mark.parametrize("name", ["rankings", "held_out"])
+@pytest.mark.parametrize("given", [[{"prompt": "a", "chosen": "b", "rejected": "c"}], "train.jsonl"])
+def test_data_that_are_no_rankings_are_refused_with_the_way_to_make_them(tokenizer, tmp_path, name, given):
+    with pytest.raises(ValueError, match=r"_dataset: must be rankings, as kwise\.read_rankings gives them"):
+        make_trainer(tokenizer, tmp_path, **{name: given})
+
+
 def test_several_evaluation_sets_no_rankings_and_prompt_tuning_are_refused_in_words(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="eval_dataset: several data sets"):
         make_trainer(tokenizer, tmp_path, held_out={"one": make_rankings()})
