@@ -3,15 +3,17 @@
 import json
 import math
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kwise.data.lines import read_lines
 from kwise.model.reward_model import RewardModel
 from kwise.records import DataError
 from kwise.use.scorable import BATTLE, GAINS, LISTS, PAIR, names, without
-from kwise.use.scored_lines import BEST, CALIBRATION, LOWER_BOUND, Lines, scored_rows, take_window
+from kwise.use.scored_lines import BEST, CALIBRATION, LOWER_BOUND, MARKS, Lines, scored_rows, take_window
 
 SAME = 1e-3  # nats: in float32 what one model gives the same line twice differs by less
 
@@ -20,8 +22,11 @@ def keep(
     model: RewardModel, target: Path, lines: Lines, file: str, how: dict[str, Any], choose: bool, multiple: int
 ) -> int:
     """Take the lines of ``target`` that are whole, up to the last ``multiple``, off ``lines``, and cut off what follows. Gives
-    how many. Raises ``ValueError`` where the last of them is not what ``score_file`` would write."""
+    how many. Raises ``ValueError`` where the last of them is not what ``score_file`` would write, or what is less than a line not
+    its beginning."""
     kept, end, last = _complete_lines(target, multiple)
+    if not kept and multiple == 1:  # shares have names that only kwise gives
+        _assert_begins(model, target, file, choose)
     number = 0
     row: dict[str, Any] | DataError | None = None
     for _ in range(kept):
@@ -47,6 +52,22 @@ def keep(
         )
     os.truncate(target, end)
     return kept
+
+
+def _assert_begins(model: RewardModel, target: Path, file: str, choose: bool) -> None:
+    """Raise ``ValueError`` for a ``target`` of less than a line that does not begin with the first column of ``file``'s first."""
+    window, problem = take_window(model, islice(read_lines(file), 1), file, choose)
+    if problem:
+        raise problem
+    plain = [without(line.put([{} for _ in line.responses]), *MARKS) for line in window]
+    first = dict(islice(plain[0].items(), 1)) if plain else {}
+    begin = json.dumps(first, ensure_ascii=False, default=str)[:-1].encode()
+    if first.keys() & {"answers", "completions"}:  # scores go into it
+        begin = begin[: begin.index(b":")]
+    with target.open("rb") as output:
+        part = output.read(len(begin))
+    if not begin.startswith(part):
+        raise ValueError(f"{target} does not begin as {file} with scores would: it is the output of another input")
 
 
 def _scored_alike(
@@ -92,7 +113,7 @@ def belongs(row: dict[str, Any] | DataError | None, line: bytes) -> bool:
     except ValueError:  # no JSON, so no line of ours
         return False
     plain = _read(json.dumps(row, default=str))
-    written = {*GAINS, *names(PAIR), *names(BATTLE), *LISTS.values(), CALIBRATION, LOWER_BOUND, *BEST}
+    written = {*GAINS, *names(PAIR), *names(BATTLE), *LISTS.values(), *MARKS}
     for name, value in plain.items():
         other = scored.get(name) if isinstance(scored, dict) else None
         if name in ("answers", "completions") and isinstance(value, list) and isinstance(other, list):

@@ -57,12 +57,12 @@ def _ranking(row: dict[str, Any], source: str) -> tuple[list[Message], list[str]
     def put(gains: list[Gains]) -> dict[str, Any]:
         if source == "pairs":
             chosen = parts.ranks.count(1.0)
-            sides = {"chosen": gains[:chosen], "rejected": gains[chosen:]}
-            listed = isinstance(row["chosen"], list) and isinstance(row["chosen"][0], str)
-            values = {
-                PAIR[side][name]: [gain[name] for gain in own] for side, own in sides.items() for name in gains[0]
-            }
-            return without(row, *names(PAIR)) | {name: value if listed else value[0] for name, value in values.items()}
+            values: dict[str, Any] = {}
+            for side, own in (("chosen", gains[:chosen]), ("rejected", gains[chosen:])):
+                listed = isinstance(row[side], list) and isinstance(row[side][0], str)
+                for name in own[0]:
+                    values[PAIR[side][name]] = [gain[name] for gain in own] if listed else own[0][name]
+            return without(row, *names(PAIR)) | values
         if source in ("battles", "arena"):
             named = {BATTLE[side][name]: gain[name] for side, gain in zip("ab", gains, strict=True) for name in gain}
             return without(row, *names(BATTLE)) | named

@@ -55,6 +55,8 @@ def score_file(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is no folder to write {target.name} into")
     assert_not_input(target, file)
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{out} is no plain file, which could be gone on with: name one")
     if target.exists() and not resume:
         raise FileExistsError(f"{out} exists; go on with it by --resume, or remove it")
     with _alone(target):

@@ -16,6 +16,7 @@ from kwise.use.scorable import Gains, Put, scorable, without
 CALIBRATION = "score_calibration"  # the column that says by which calibration a line was scored
 LOWER_BOUND = "score_lower_bound"  # and the one that says with how many errors off its lower bounds are
 BEST = ("best_index", "best_text")
+MARKS = (CALIBRATION, LOWER_BOUND, *BEST)  # what a line gains beside the scores of its responses
 WINDOW = 64  # lines scored together
 Lines = Iterator[tuple[int, dict[str, Any] | DataError]]
 
@@ -61,7 +62,7 @@ def take_window(model: RewardModel, lines: Lines, file: str, choose: bool) -> tu
                 raise turns.FieldError(
                     "responses", "there is nothing to choose from: give 'prompt' and 'responses', or a ranking"
                 )
-            replaces = put([{} for _ in responses]) != row
+            replaces = without(put([{} for _ in responses]), *MARKS) != row
             window.append(Line(number, responses, model.encoder.encode(messages, responses), put, replaces))
         except turns.FieldError as error:
             return window, DataError(error.problem, file=file, line=number, field=error.field)
@@ -78,7 +79,7 @@ def scored_rows(
     for each, gains in zip(window, _gains(model, window, CALIBRATION in how, c), strict=True):
         if not all(math.isfinite(value) for gain in gains for value in gain.values()):
             raise DataError("the model's score is NaN or infinite", file=file, line=each.line)
-        scored = without(each.put(gains), CALIBRATION, LOWER_BOUND, *BEST) | how
+        scored = without(each.put(gains), *MARKS) | how
         if choose:
             values = [gain["score" if c is None else "score_lower"] for gain in gains]
             best = max(range(len(values)), key=values.__getitem__)

@@ -43,6 +43,7 @@ ROWS = [
         {"prompt": "q", "chosen": ["a", "b c"], "rejected": ["d e f"]},
         {"chosen_score": [1.0, 2.0], "rejected_score": [3.0]},
     ),
+    ({"prompt": "q", "chosen": "a", "rejected": ["b c", "d e f"]}, {"chosen_score": 1.0, "rejected_score": [2.0, 3.0]}),
     (
         {"prompt": "q", "response_a": "a", "response_b": "b c", "winner": "model_b"},
         {"score_a": 1.0, "score_b": 2.0},

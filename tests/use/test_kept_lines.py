@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lines_to_score import CALIBRATION, conversations, user, write
+from lines_to_score import CALIBRATION, ROWS, conversations, user, write
 
 from kwise.model.calibrated import Calibration
 from kwise.use.score_file import score_file
@@ -19,6 +19,25 @@ def test_resume_completes_a_file_cut_anywhere_without_loss_or_repetition(model, 
     assert out.read_bytes() == whole
     assert counts["kept"] == whole[:bytes_kept].count(b"\n")
     assert counts["kept"] + counts["written"] == 200
+
+
+@pytest.mark.parametrize(
+    "row",
+    ROWS
+    + [
+        ({"score": 1, "prompt": "ü", "response": "r"}, {}),
+        ({"context": "q", "completions": [{"completion": "a"}]}, {}),
+        ({"answers": [{"answer": "a"}], "prompt": "q"}, {}),
+    ],
+)
+def test_resume_completes_a_first_line_cut_at_any_byte(model, tmp_path, row):
+    source, out = write(tmp_path / "in.jsonl", [row[0]]), tmp_path / "out.jsonl"
+    score_file(model, source, str(out))
+    whole = out.read_bytes()
+    for kept in range(len(whole)):
+        out.write_bytes(whole[:kept])
+        score_file(model, source, str(out), resume=True)
+        assert out.read_bytes() == whole
 
 
 def test_resume_of_a_finished_file_scores_nothing(model, tmp_path):
@@ -173,7 +192,9 @@ def test_resume_knows_its_own_output_also_where_a_column_is_nan(model, tmp_path)
     assert out.read_bytes() == whole
 
 
-@pytest.mark.parametrize("before", [b'{"note": 1}\n{"note": 2}', b"notes\nmore", b"\n", b"\xff\n", b"[1]\n"])
+@pytest.mark.parametrize(
+    "before", [b'{"note": 1}\n{"note": 2}', b"notes\nmore", b"\n", b"\xff\n", b"[1]\n", b"notes", b'{"prompt": "else']
+)
 def test_a_refused_resume_leaves_the_output_as_it_was_to_the_last_byte(model, tmp_path, before):
     source, out = write(tmp_path / "in.jsonl", conversations(5)), tmp_path / "notes.jsonl"
     out.write_bytes(before)

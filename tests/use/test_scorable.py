@@ -135,6 +135,8 @@ def test_lines_whose_own_scores_are_replaced_are_counted(model, tmp_path):
         {"context": "q", "completions": [answers[0] | {"score": 3}, answers[1]]},
         {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_score": 1},
         {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "tie", "score_b": 1},
+        {"prompt": "q", "responses": ["a", "b"], "best_text": "gold"},
+        {"prompt": "q", "response": "r", "score_calibration": "mine"},
     ]
     # nothing of these stands where a score goes
     rows += [
@@ -142,4 +144,4 @@ def test_lines_whose_own_scores_are_replaced_are_counted(model, tmp_path):
         {"prompt": "q", "chosen": "a", "rejected": "b", "score": 1},
         {"context": "q", "completions": answers, "score": 1},
     ]
-    assert score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out"))["replaced"] == 6
+    assert score_file(model, write(tmp_path / "in.jsonl", rows), str(tmp_path / "out"))["replaced"] == 8

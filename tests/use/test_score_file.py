@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from lines_to_score import conversations, read, write
 
@@ -61,3 +63,11 @@ def test_an_output_in_a_folder_that_is_not_there_makes_none(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="none is no folder to write out into"):
         score_file(model, source, str(tmp_path / "none" / "out"))
     assert not (tmp_path / "none").exists()
+
+
+def test_an_output_that_is_no_plain_file_is_refused(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    source = write(tmp_path / "in.jsonl", conversations(1))
+    for out in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match=f"{out} is no plain file"):
+            score_file(model, source, str(out))
