@@ -37,9 +37,8 @@ from kwise.train.run_folder import MetricsFile, RunFolder, progress_bar
 from kwise.train.trainer import KwiseTrainer
 
 NOTHING = "{}: every ranking is tied throughout, so there is nothing to learn"
-NO_ACCELERATOR = (
-    not torch.accelerator.is_available()
-)  # unless told, accelerate takes each of several processes to be alone
+# unless told, accelerate takes each of several processes to be alone; and KwiseTrainer does not run on MPS
+NO_ACCELERATOR = not torch.accelerator.is_available() or torch.backends.mps.is_available()
 PATIENCE = timedelta(days=30)  # of processes for the main one; torch's own is 10 minutes (NCCL) or 30 (gloo)
 NORMAL_95 = 1.959964  # deviations on either side of a 95 % interval
 

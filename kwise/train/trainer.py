@@ -74,6 +74,8 @@ class KwiseTrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("processing_class: a tokenizer with a chat template is needed")
+        if args.device.type == "mps":
+            raise ValueError("use_cpu: set it to True; MPS has no float64, which ranks and likelihoods are held in")
         if idle := sorted(UNCALLED & {name for name, value in options.items() if value is not None}):
             raise ValueError(
                 f"{', '.join(idle)}: would not be called; rankings have metrics and objectives of their own"

@@ -440,3 +440,9 @@ def test_what_the_trainer_saves_transformers_4_reads_too(tokenizer, tmp_path):
     )
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert own["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_mac_is_told_to_train_on_its_cpu(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(KwiseConfig, "device", torch.device("mps"))
+    with pytest.raises(ValueError, match="use_cpu: set it to True"):
+        make_trainer(tokenizer, tmp_path)
