@@ -443,6 +443,7 @@ def test_what_the_trainer_saves_transformers_4_reads_too(tokenizer, tmp_path):
 
 
 def test_a_mac_is_told_to_train_on_its_cpu(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(KwiseConfig, "device", torch.device("mps"))
+    # what finds the device sets up more than that
+    monkeypatch.setattr(KwiseConfig, "device", property(lambda self: self._setup_devices and torch.device("mps")))
     with pytest.raises(ValueError, match="use_cpu: set it to True"):
         make_trainer(tokenizer, tmp_path)
