@@ -2,6 +2,7 @@
 
 ``recipe``           takes a TOML file           strict keys, overrides                      gives Recipe
 ``config``           takes a recipe's [trainer]  TrainingArguments and what a ranking needs  gives KwiseConfig
+``arguments``        takes what a trainer gets   can rankings be trained on with it?         gives rankings, or says why not
 ``decoder``          takes a model               its call gives a row's rewards              gives it, ready to be trained
 ``sampler``          takes lengths               which rankings a step and a process has     gives steps
 ``step``             takes a step's rankings     what is run, what it adds up to             gives loss, and whom to blame

@@ -26,7 +26,6 @@ from transformers.trainer_utils import rotate_checkpoints
 from kwise.data.encode import Encoder
 from kwise.data.encoded import EncodedRankings, content, fingerprint, shapes, with_offsets
 from kwise.data.packing import build_row, pack, split
-from kwise.data.strength import THIRDS, pair_thirds
 from kwise.data.tally import Tally, tally
 from kwise.model import backbone
 from kwise.model.attention import reward_tokens, row_inputs, set_attention
@@ -36,6 +35,7 @@ from kwise.model.transformers4 import write_old_names
 from kwise.objective import objective
 from kwise.objective.metrics import evaluate
 from kwise.records import EncodedRanking, Ranking, Row
+from kwise.train.arguments import check_arguments, check_best_by, rankings_of
 from kwise.train.checkpoints import SEAL, fault, newest, read_seal, seal, step_of
 from kwise.train.config import KwiseConfig
 from kwise.train.decoder import read_rows, train_head
@@ -44,7 +44,6 @@ from kwise.train.sampler import StepLoader, StepSampler
 from kwise.train.step import Pass, Step, random_state, random_state_of, where
 
 logger = logging.getLogger(__name__)
-UNCALLED = {"compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"}
 
 
 class KwiseTrainer(Trainer):
@@ -72,29 +71,11 @@ class KwiseTrainer(Trainer):
         offsets: Sequence[Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
-        if processing_class is None:
-            raise ValueError("processing_class: a tokenizer with a chat template is needed")
-        if args.device.type == "mps":
-            raise ValueError("use_cpu: set it to True; MPS has no float64, which ranks and likelihoods are held in")
-        if idle := sorted(UNCALLED & {name for name, value in options.items() if value is not None}):
-            raise ValueError(
-                f"{', '.join(idle)}: would not be called; rankings have metrics and objectives of their own"
-            )
-        if isinstance(eval_dataset, dict):
-            raise ValueError("eval_dataset: several data sets are not supported; give the rankings of one")
-        for name, given in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            items = () if given is None or isinstance(given, EncodedRankings) else given
-            for other in (each for each in items if not isinstance(each, Ranking)):
-                raise ValueError(
-                    f"{name}: must be rankings, as kwise.read_rankings gives them of a file or a hub data set; this has a "
-                    f"{type(other).__name__}"
-                )
-        if peft_config is not None and peft_config.is_prompt_learning:
-            raise ValueError(
-                "peft_config: prompt and prefix tuning put tokens of their own before a row, which has many prompts"
-            )
-        if peft_config is not None and peft_config.task_type not in (None, "SEQ_CLS"):
-            raise ValueError(f"peft_config: it has task_type {peft_config.task_type}, a reward model's is SEQ_CLS")
+        check_arguments(args, processing_class, peft_config, options)
+        self.eval_rankings = rankings_of("eval_dataset", eval_dataset)
+        check_best_by(args.metric_for_best_model, self.eval_rankings)
+        if not isinstance(train_dataset, EncodedRankings):
+            train_dataset = rankings_of("train_dataset", train_dataset)
         self.decoder: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
         backbone.require_head(self.decoder)
         self.decoder.to(args.device)  # before the attention is chosen: that depends on it
@@ -121,13 +102,6 @@ class KwiseTrainer(Trainer):
         if isinstance(model, PeftModel):  # an adapter folder does not say that its base was cut
             self.settings.trained = {"layers": self.decoder.config.get_text_config().num_hidden_layers}
         self.encoder = Encoder(processing_class, args.max_length, args.truncation)
-        self.eval_rankings = list(eval_dataset or [])
-        best_by = (args.metric_for_best_model or "").removeprefix("eval_")
-        thirds = pair_thirds(self.eval_rankings) if best_by in THIRDS else []
-        if thirds and not any(best_by in own.values() for own in thirds):
-            raise ValueError(
-                f"metric_for_best_model: no held-out ranking has {best_by}; they are told by columns judge_values or margin"
-            )
         if isinstance(train_dataset, EncodedRankings):
             if train_dataset.fingerprint != fingerprint(self.encoder):
                 raise ValueError(
@@ -136,7 +110,7 @@ class KwiseTrainer(Trainer):
                 )
             training: EncodedRankings | list[EncodedRanking] = train_dataset
         else:
-            training = [self.encoder.encode_ranking(ranking) for ranking in train_dataset or []]
+            training = [self.encoder.encode_ranking(ranking) for ranking in train_dataset]
         if offsets is not None:
             training = with_offsets(training, offsets)
         encoded = {"train": training, "eval": [self.encoder.encode_ranking(ranking) for ranking in self.eval_rankings]}
