@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -193,10 +194,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """
     config = model.config.get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, *eos}
-    if tokenizer.chat_template:
-        probe = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-        taken.update(list(tokenizer.apply_chat_template(probe, tokenize=True, return_dict=False))[-1:])
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, *eos, *ending(tokenizer)}
     before = tokenizer.pad_token
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken:
@@ -208,6 +206,17 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     for each in {id(c): c for c in (model.config, config)}.values():
         each.pad_token_id = tokenizer.pad_token_id
     return None if tokenizer.pad_token == before else f"pad token set to {tokenizer.pad_token!r} (was {before!r})"
+
+
+def ending(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The token that the chat template ends a conversation with: none without a template, or with one that takes no plain
+    conversation, as where it asks for a system turn."""
+    if not tokenizer.chat_template:
+        return set()
+    probe = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    with contextlib.suppress(TemplateError):
+        return set(list(tokenizer.apply_chat_template(probe, tokenize=True, return_dict=False))[-1:])
+    return set()
 
 
 @contextlib.contextmanager

@@ -117,6 +117,13 @@ def test_a_pad_token_that_conversations_end_with_becomes_another(causal, make_to
     assert note == "pad token set to '<unk>' (was '<|im_end|>')"
 
 
+def test_a_template_that_asks_for_a_system_turn_is_aligned_too(causal, make_tokenizer):
+    asks = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    tokenizer = make_tokenizer(template=asks + "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    tokenizer.pad_token = tokenizer.eos_token
+    assert "pad token set to '<unk>' (was '</s>')" in backbone.align(backbone.from_causal_lm(causal), tokenizer)
+
+
 def test_a_pad_token_is_added_to_the_vocabulary_when_none_can_serve(causal, tokenizer, tmp_path):
     tokenizer.pad_token = tokenizer.unk_token = None
     model = backbone.from_causal_lm(causal)
