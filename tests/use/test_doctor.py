@@ -29,6 +29,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
 )
 PAD, UNK, BOS, EOS = range(4)
+IM_END = 5
 CHAT = [{"role": "user", "content": "Name a salty sea."}, {"role": "assistant", "content": "The Dead Sea."}]
 RUN = [f"transformers, {how}" for how in ("one by one", "padded right", "padded left")] + ["TRL RewardTrainer"]
 
@@ -140,6 +141,14 @@ BROKEN = {  # how it is broken; the id that doctor must find; its level
     "pad = EOS": (
         both(edit_json(TOKENIZER, pad_token="</s>"), edit_json(CONFIG, pad_token_id=EOS)),
         "pad_is_eos",
+    ),
+    "pad = the end of a turn": (
+        both(
+            edit_text("chat_template.jinja", "{{ eos_token }}", "</s>"),
+            edit_json(TOKENIZER, pad_token="</s>", eos_token="<|im_end|>"),
+            edit_json(CONFIG, pad_token_id=EOS, eos_token_id=IM_END),
+        ),
+        "pad_ends",
     ),
     "another pad in the config": (edit_json(CONFIG, pad_token_id=UNK), "pad_differs"),
     "problem_type not set": (edit_json(CONFIG, problem_type=None), "problem_type"),

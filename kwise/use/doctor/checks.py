@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.model.backbone import HEAD, LM_HEADS, RECOMPUTED, refuse_adapter
+from kwise.model.backbone import HEAD, LM_HEADS, RECOMPUTED, ending, refuse_adapter
 from kwise.model.reward_model import SETTINGS_FILE, Settings
 from kwise.model.transformers4 import CONFIG, TOKENIZER, old_config, old_tokenizer
 from kwise.use.doctor.probes import Probe
@@ -226,6 +226,9 @@ def _pad(facts: Facts, _: list[Probe]) -> Iterator[Finding]:
     if {own, config} & facts.eos_ids:
         what = "the pad token is EOS: transformers looks for the last token that is not pad, so it misses a final EOS"
         yield Finding("pad_is_eos", "measured", what, "a pad token of its own", explains=frozenset(["pad"]))
+    elif {own, config} & ending(facts.tokenizer):
+        what = "conversations end with the pad token: transformers looks for the last token that is not pad"
+        yield Finding("pad_ends", "measured", what, "a pad token of its own", explains=frozenset(["pad"]))
 
 
 def _activation(facts: Facts, _: list[Probe]) -> Iterator[Finding]:

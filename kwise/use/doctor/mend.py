@@ -72,7 +72,7 @@ def _mend(facts: Facts, ids: list[str], copy: Path) -> list[str]:
     if "vocabulary" in ids:
         rows = max(tokenizer.get_vocab().values()) + 1
         done.append(f"embedding rows added up to {rows}, each the mean of the {_add_rows(model, rows)} before")
-    if {"pad_missing", "pad_differs", "pad_is_eos"} & set(ids):
+    if {"pad_missing", "pad_differs", "pad_is_eos", "pad_ends"} & set(ids):
         rows = model.get_input_embeddings().num_embeddings
         note = backbone.set_pad_token(model, tokenizer)
         grown = model.get_input_embeddings().num_embeddings > rows
