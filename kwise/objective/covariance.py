@@ -12,7 +12,7 @@ from kwise.objective.design import Design, Standardised, scaling
 from kwise.objective.head import penalised_hessian, project, sweep
 
 KINDS = ("fisher", "sandwich", "paper")
-ROUNDING = 2**-9  # relative error of a weight that a model holds in bfloat16, at most
+ROUNDING = 2**-9  # of a weight that a model holds in bfloat16: its relative error at random; at most it is twice that
 
 
 def default_kind(name: str, options: Mapping[str, Any], groups: Sequence[str]) -> str:
