@@ -119,7 +119,7 @@ class KwiseConfig(TrainingArguments):
         """Beside the rankings, as JSON has it: what the state of an optimiser belongs to or holds itself (a new value would do
         nothing), and which rankings come next."""
         names = ["objective", "objective_options", "rankings_per_step", "seed", "data_seed", "optim", "learning_rate"]
-        names += ["weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"]
+        names += ["optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"]
         found: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return found
 
