@@ -32,7 +32,7 @@ from kwise.objective.design import CHUNK, IN_MEMORY
 from kwise.records import EncodedRanking
 from kwise.train.config import trial
 from kwise.train.recipe import Recipe
-from kwise.train.run import build_trainer, encode, load_base, read_data, trainer_config
+from kwise.train.run import NO_ACCELERATOR, build_trainer, encode, load_base, read_data, trainer_config
 from kwise.train.run_folder import RunFolder
 from kwise.train.trainer import KwiseTrainer
 
@@ -87,7 +87,7 @@ def forecast(recipe: Recipe, console: Console | None = None) -> Forecast:
     Raises ``ValueError`` and ``DataError`` as ``run.train`` does, and ``ValueError`` under torchrun: it speaks of one process.
     ``torch.OutOfMemoryError`` of a CUDA device that cannot even hold the short rows passes through.
     """
-    if PartialState().num_processes > 1:
+    if PartialState(cpu=NO_ACCELERATOR).num_processes > 1:
         raise ValueError("--dry-run measures one process: start it without torchrun")
     with TemporaryDirectory() as nowhere:
         recipe = replace(recipe, output=nowhere)

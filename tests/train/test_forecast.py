@@ -1,10 +1,15 @@
 import mmap
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -12,6 +17,7 @@ from kwise.cli import app
 from kwise.train import forecast as module
 from kwise.train.forecast import Forecast, Meter, forecast
 from kwise.train.recipe import load_recipe
+from kwise.train.run import NO_ACCELERATOR
 
 
 def test_a_meter_sees_memory_that_is_gone_when_it_ends():
@@ -92,6 +98,21 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing_behind(recipe_file, tmp
         assert found.rows.rankings == 127 and found.rows.longest_row <= 2048
         assert found.steps == 2 * 8
     assert "DOES NOT FIT" not in str(found)
+
+
+@pytest.mark.skipif(not NO_ACCELERATOR, reason="a Mac has no other accelerator")
+def test_a_dry_run_of_a_head_fit_is_on_the_cpu_of_a_mac(recipe_file, monkeypatch):
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)
+    PartialState._reset_state()
+    assert forecast(load_recipe(recipe_file, ["method=head", "trainer={}"])).seconds > 0
+
+
+def test_several_processes_are_told_that_a_dry_run_is_of_one(recipe_file):
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    dry = [str(Path(sys.executable).with_name("kwise")), "train", str(recipe_file), "--dry-run"]
+    no_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*several, *dry], env=no_gpu, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "start it without torchrun" in done.stderr
 
 
 def test_a_dry_run_makes_no_repository_on_the_hub(recipe_file, monkeypatch):
