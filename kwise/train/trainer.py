@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class KwiseTrainer(Trainer):
     """Trains a one-label sequence classifier on rankings of any K with packed, prefix-shared rows.
 
     ``model`` comes from ``kwise.model.backbone.from_causal_lm`` or ``AutoModelForSequenceClassification``; ``train_dataset`` and
-    ``eval_dataset`` are sequences of ``Ranking``, the former also what ``kwise.data.encoding.encode_files`` gives. With
+    ``eval_dataset`` give ``Ranking``s, the former also what ``kwise.data.encoding.encode_files`` gives. With
     ``peft_config`` adapters are trained and the head ``score`` is always trained and saved. ``offsets[i][k]`` is added to the
     reward of response k of training ranking i, and to none that is scored: what covariates explain (``kwise.data.covariates``)
     the model need not. Everything else (optimisers, schedules, trackers, checkpoints) is ``transformers.Trainer``'s. ``cut``
@@ -64,8 +64,8 @@ class KwiseTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: KwiseConfig,
-        train_dataset: Sequence[Ranking] | EncodedRankings | None = None,
-        eval_dataset: Sequence[Ranking] | None = None,
+        train_dataset: Iterable[Ranking] | EncodedRankings | None = None,
+        eval_dataset: Iterable[Ranking] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         offsets: Sequence[Sequence[float]] | None = None,

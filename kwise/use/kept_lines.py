@@ -25,30 +25,26 @@ def keep(
     how many. Raises ``ValueError`` where the last of them is not what ``score_file`` would write, or what is less than a line not
     its beginning."""
     kept, end, last = _complete_lines(target, multiple)
-    if not kept and multiple == 1:  # shares have names that only kwise gives
-        _assert_begins(model, target, file, choose)
-    number = 0
-    row: dict[str, Any] | DataError | None = None
+    if not kept:
+        if multiple == 1:  # shares have names that only kwise gives
+            _assert_begins(model, target, file, choose)
+        os.truncate(target, 0)
+        return 0
     for _ in range(kept):
         number, row = next(lines, (0, None))
-    if kept and not belongs(row, last):
+    line = f"line {kept} of {target}"
+    if not isinstance(row, dict) or not belongs(row, last):
+        raise ValueError(f"{line} is not line {kept} of {file} with scores: it is the output of another input")
+    before = _read(last)
+    if {name: before[name] for name in (CALIBRATION, LOWER_BOUND) if name in before} != how:
         raise ValueError(
-            f"line {kept} of {target} is not line {kept} of {file} with scores: it is the output of another input"
+            f"{line} was scored with another calibration or lower bound, or with none where this run has one"
         )
-    before = _read(last or b"{}")
-    if kept and {name: before[name] for name in (CALIBRATION, LOWER_BOUND) if name in before} != how:
+    if (BEST[0] in before) != choose:
+        raise ValueError(f"{line} was written by 'kwise {'score' if choose else 'best'}', not by this command")
+    if not _scored_alike(model, number, row, before, file, how, choose):
         raise ValueError(
-            f"line {kept} of {target} was scored with another calibration or lower bound, or with none where this run has "
-            "one"
-        )
-    if kept and (BEST[0] in before) != choose:
-        raise ValueError(
-            f"line {kept} of {target} was written by 'kwise {'score' if choose else 'best'}', not by this command"
-        )
-    if kept and isinstance(row, dict) and not _scored_alike(model, number, row, before, file, how, choose):
-        raise ValueError(
-            f"line {kept} of {target} has other scores than this model gives it: it was scored by another model, or in another "
-            "precision"
+            f"{line} has other scores than this model gives it: it was scored by another model, or in another precision"
         )
     os.truncate(target, end)
     return kept
